@@ -1,0 +1,25 @@
+PYTHON ?= python3
+VENV = .venv
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test lint clean
+
+# The stamp is newer than requirements.txt once everything in it is installed.
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+demo: $(VENV)/installed
+	rm -rf runs/demo
+	$(RUN) iql.py --dataset-id o2o/pointmaze/large-v0 --offline-steps 20000 --online-steps 5000 --run-name demo
+	$(RUN) benchmark/plot.py runs/demo --out runs/demo/curve.png
+
+test: $(VENV)/installed
+	$(RUN) -m pytest -q
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+
+clean:
+	rm -rf $(VENV) runs

@@ -110,31 +110,34 @@ KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS
 KEYS += ["online/episode_return", "online/episode_length", "eval/return", "eval/score", "eval/success"]
 
 
-def mlp(in_dim: int, out_dim: int, dropout: float = 0.0, hidden: int = 256) -> nn.Sequential:
+def mlp(in_dim: int, out_dim: int, hidden: int = 256) -> nn.Sequential:
     """Two hidden layers of ReLU units; orthogonal weights with gain sqrt(2) in every layer, zero biases."""
     layers = []
     for fan_in, fan_out in ((in_dim, hidden), (hidden, hidden), (hidden, out_dim)):
         linear = nn.Linear(fan_in, fan_out)
         nn.init.orthogonal_(linear.weight, math.sqrt(2))
         nn.init.zeros_(linear.bias)
-        layers += [linear, nn.ReLU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers[:-2])
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 class Actor(nn.Module):
     """Diagonal Gaussian: its mean tanh(mlp(obs)) lies in the action box, one standard deviation per action entry."""
 
-    def __init__(self, obs_dim: int, act_dim: int, dropout: float):
+    def __init__(self, obs_dim: int, act_dim: int):
         super().__init__()
-        self.mean = mlp(obs_dim, act_dim, dropout)
+        self.mean = mlp(obs_dim, act_dim)
         self.log_std = nn.Parameter(torch.zeros(act_dim))
 
-    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.tanh(self.mean(obs)), self.log_std.clamp(-5.0, 2.0)  # (B, act_dim), (act_dim,)
+    def forward(self, obs: torch.Tensor, dropout: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+        x = obs
+        for layer in self.mean:
+            x = F.dropout(layer(x), dropout) if isinstance(layer, nn.ReLU) else layer(x)
+        return torch.tanh(x), self.log_std.clamp(-5.0, 2.0)  # (B, act_dim), (act_dim,)
 
-    def log_prob(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    def log_prob(self, obs: torch.Tensor, actions: torch.Tensor, dropout: float) -> torch.Tensor:
         """Log-density of actions (B, act_dim), summed over entries: (B,). The Gaussian itself is not squashed."""
-        mean, log_std = self(obs)
+        mean, log_std = self(obs, dropout)
         z = (actions - mean) * torch.exp(-log_std)
         return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
@@ -161,7 +164,7 @@ class Agent(nn.Module):
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()
         self.args = args
-        self.actor = Actor(obs_dim, act_dim, args.dropout)
+        self.actor = Actor(obs_dim, act_dim)
         self.value = mlp(obs_dim, 1)
         self.critic = Critic(args.num_critics, obs_dim, act_dim)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -174,7 +177,6 @@ class Agent(nn.Module):
     @torch.no_grad()
     def act(self, obs: torch.Tensor, deterministic: bool) -> torch.Tensor:
         """Action (act_dim,) in [-1, 1] for one observation (obs_dim,): the policy's mean, or a sample."""
-        self.actor.eval()  # no dropout in the behaviour
         mean, log_std = self.actor(obs)
         return mean if deterministic else (mean + log_std.exp() * torch.randn_like(mean)).clamp(-1.0, 1.0)
 
@@ -190,7 +192,7 @@ class Agent(nn.Module):
         u = target_q - value  # the advantage of the data's action
         value_loss = (torch.where(u > 0, self.args.expectile, 1 - self.args.expectile) * u.square()).mean()
         weights = torch.exp(self.args.beta * u.detach()).clamp(max=100.0)  # no single action may rule the batch
-        actor_loss = -(weights * self.actor.log_prob(obs, actions)).mean()
+        actor_loss = -(weights * self.actor.log_prob(obs, actions, self.args.dropout)).mean()
         q = self.critic(obs, actions)  # (E, B)
         critic_loss = (q - target).square().mean(1).sum()
 
@@ -199,7 +201,6 @@ class Agent(nn.Module):
 
     def update(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """One gradient step on all networks, then the target critic follows."""
-        self.actor.train()
         loss, metrics = self.loss(batch)
         self.optimizer.zero_grad()
         loss.backward()
@@ -287,8 +288,9 @@ def flatten(space: gym.Space, x) -> np.ndarray:
 
 def find_dataset(dataset_id: str) -> minari.MinariDataset:
     """The bundled copy, else the local Minari copy, else a download."""
-    if (BUNDLED / dataset_id / "data").is_dir():
-        return minari.MinariDataset(BUNDLED / dataset_id / "data")
+    for folder in (BUNDLED, minari.storage.get_dataset_path()):
+        if (folder / dataset_id / "data").is_dir():
+            return minari.MinariDataset(folder / dataset_id / "data")
     try:
         return minari.load_dataset(dataset_id, download=True)
     except Exception as error:
@@ -316,7 +318,7 @@ def read_episodes(dataset: minari.MinariDataset, success_ends_episode: bool) -> 
         actions = 2 * (episode.actions[:length] - low) / (high - low) - 1
         columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # keeps a squashed policy's log-density finite
         columns["rewards"][rows], columns["terminations"][rows] = episode.rewards[:length], terminations[:length]
-        ends += [rows.stop] * (length > 0)
+        ends += [rows.stop] if length else []
     check(ends[-1] > 0, "the data set holds no transition")
     return {name: column[: ends[-1]] for name, column in columns.items()}, np.array(ends[1:])
 

@@ -93,13 +93,11 @@ class Args:
 
 # The paper's settings (section 5, appendix B, the authors' configs) are the defaults for a data set of that family, the
 # second-to-last part of its id; an explicit flag wins. Budgets and evaluations are those of the fine-tuning runs.
-LOCOMOTION = {"expectile": 0.7, "beta": 3.0, "normalize_returns": True}
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
-ADROIT = {"expectile": 0.7, "beta": 0.5, "dropout": 0.1} | FINE_TUNE
 MAZE = {"expectile": 0.9, "beta": 10.0, "reward_bias": -1.0, "success_ends_episode": True}
 PAPER_SETTINGS = {
-    **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], LOCOMOTION),
-    **dict.fromkeys(["pen", "door", "hammer", "relocate", "kitchen"], ADROIT),
+    **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], {"expectile": 0.7, "beta": 3.0, "normalize_returns": True}),
+    **dict.fromkeys(["pen", "door", "hammer", "relocate", "kitchen"], {"beta": 0.5, "dropout": 0.1} | FINE_TUNE),
     "antmaze": MAZE | FINE_TUNE | {"eval_every": 100_000, "eval_episodes": 100},
     "pointmaze": MAZE,
 }
@@ -341,7 +339,7 @@ def task_of(metadata: dict, args: Args) -> gym.envs.registration.EnvSpec:
     if args.success_ends_episode:
         task.kwargs["continuing_task"] = False
     if (task.max_episode_steps or math.inf) > 10_000:  # pointmaze was recorded as one endless episode
-        task.max_episode_steps = gym.spec(task.id).max_episode_steps
+        task.max_episode_steps = gym.registry.get(task.id, task).max_episode_steps
     return task
 
 

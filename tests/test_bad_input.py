@@ -87,7 +87,8 @@ def test_discrete_and_image_spaces(capsys, space, name, words):
 
 
 def test_data_and_environment_that_do_not_match(capsys):
-    make_dataset("test/hopper/a-v0", one_episode(), env="Hopper-v5", observation_space=Box(-1, 1, (4,)), action_space=Box(-1, 1, (1,)))
+    spaces = {"observation_space": Box(-1, 1, (4,)), "action_space": Box(-1, 1, (1,))}
+    make_dataset("test/hopper/a-v0", one_episode(), env="Hopper-v5", **spaces)
     line = refused(capsys, "--dataset-id", "test/hopper/a-v0", *TINY)
     assert "Hopper-v5 has [11, 3]" in line
     assert "the data have [4, 1]" in line

@@ -207,9 +207,12 @@ def test_return_scale():
 
 def test_actor_learning_rate_follows_the_cosine_and_comes_back(monkeypatch):
     rates, update = [], iql.Agent.update
-    monkeypatch.setattr(
-        iql.Agent, "update", lambda self, batch: (rates.append([g["lr"] for g in self.optimizer.param_groups]), update(self, batch))[1]
-    )
+
+    def recording(self, batch):
+        rates.append([group["lr"] for group in self.optimizer.param_groups])
+        return update(self, batch)
+
+    monkeypatch.setattr(iql.Agent, "update", recording)
     run("--dataset-id", pendulum(), *TINY, "--offline-steps", 8, "--online-steps", 2, "--actor-lr-decay")
     actor = [rate[0] for rate in rates]
     assert actor[0] == 3e-4

@@ -112,9 +112,10 @@ def test_bundled_before_local(monkeypatch, tmp_path):
     assert iql.find_dataset("o2o/hopper/medium-v0").total_episodes == 2
 
 
-@pytest.mark.parametrize(
-    ("dataset_id", "low", "high"), [("o2o/hopper/medium-v0", 20, 75), ("o2o/halfcheetah/medium-v0", 20, 75), ("o2o/pointmaze/large-v0", 0, 5)]
-)
+BUNDLED = [("o2o/hopper/medium-v0", 20, 75), ("o2o/halfcheetah/medium-v0", 20, 75), ("o2o/pointmaze/large-v0", 0, 5)]
+
+
+@pytest.mark.parametrize(("dataset_id", "low", "high"), BUNDLED)
 def test_bundled_datasets(dataset_id, low, high):
     settings = iql.PAPER_SETTINGS[dataset_id.split("/")[1]]
     args = dataclasses.replace(iql.Args(), dataset_id=dataset_id, **settings)
@@ -153,7 +154,8 @@ def maze_metadata(train, evaluation):
 
 def test_a_mirrored_evaluation_maze_is_mirrored_back():
     train = [[1 if cell == 1 else 0 for cell in row] for row in MAZE]
-    task = iql.task_of(maze_metadata(train, [row[::-1] for row in MAZE]), dataclasses.replace(iql.Args(), success_ends_episode=True))
+    args = dataclasses.replace(iql.Args(), success_ends_episode=True)
+    task = iql.task_of(maze_metadata(train, [row[::-1] for row in MAZE]), args)
     assert task.kwargs["maze_map"] == MAZE
     assert task.kwargs["continuing_task"] is False
     assert task.max_episode_steps == gym.spec("PointMaze_UMaze-v3").max_episode_steps

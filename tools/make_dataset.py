@@ -12,8 +12,8 @@
   expert         the best checkpoint after --train-steps, sampled stochastically
 
 `maze` lets a noisy PD controller wander between random cells of a PointMaze along shortest paths. Reward and
-termination belong to one fixed goal in the far corner; evaluation starts in the opposite corner, which no recorded
-episode connects with the goal, so a learner has to stitch pieces of several episodes together.
+termination belong to one fixed goal in a corner; evaluation starts in the cells farthest from it, and recorded episodes
+are too short to lead from there to the goal, so a learner has to stitch pieces of several episodes together.
 
 The dataset is written below --out in Minari's layout (HDF5, float32, gzip). Its metadata hold the environment, the
 reference scores and where they come from, the command, the seed and the score of the policy that was recorded.
@@ -21,6 +21,7 @@ reference scores and where they come from, the command, the seed and the score o
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -31,7 +32,7 @@ import warnings
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 
 import gymnasium as gym
 import h5py
@@ -85,12 +86,14 @@ class MazeArgs:
     """a PointMaze of gymnasium-robotics"""
     steps: int = 100_000
     """transitions to record"""
-    episode_steps: int = 150
+    episode_steps: int = 80
     """length of a recorded episode that does not reach the goal (env steps)"""
-    noise: float = 0.5
+    noise: float = 1.0
     """standard deviation of the Gaussian noise on the controller's action"""
-    goal_visits: float = 0.1
+    goal_visits: float = 0.03
     """probability that a waypoint is the goal's cell rather than any other"""
+    starts: int = 8
+    """evaluation starts in one of this many cells, those farthest from the goal"""
     seed: int = 0
     """seed of environment, waypoints and noise"""
     out: Path = Path("datasets")
@@ -295,15 +298,17 @@ def shortest_path(walls: np.ndarray, start: tuple, goal: tuple) -> list[tuple]:
 
 def record_maze(args: MazeArgs) -> dict:
     """Wander through the maze; the episode ends at the goal or after --episode-steps."""
-    import gymnasium_robotics
-
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        import gymnasium_robotics  # prints a notice about Adroit
     gym.register_envs(gymnasium_robotics)
     maze_map = copy.deepcopy(gym.spec(args.env_id).kwargs["maze_map"])
     walls = np.array([[cell == 1 for cell in row] for row in maze_map])
     cells = [tuple(int(i) for i in cell) for cell in np.argwhere(~walls)]
-    reset_cell, goal_cell = cells[0], cells[-1]
+    goal_cell = cells[-1]
     maze_map = [[1 if wall else 0 for wall in row] for row in walls]
-    maze_map[reset_cell[0]][reset_cell[1]], maze_map[goal_cell[0]][goal_cell[1]] = "r", "g"
+    maze_map[goal_cell[0]][goal_cell[1]] = "g"
+    for row, col in sorted(cells, key=lambda cell: len(shortest_path(walls, cell, goal_cell)))[-args.starts :]:
+        maze_map[row][col] = "r"
     env = gym.make(args.env_id, maze_map=maze_map, continuing_task=False, reset_target=False, reward_type="sparse")
     maze, rng = env.unwrapped.maze, np.random.default_rng(args.seed)
     others = [cell for cell in cells if cell != goal_cell]
@@ -424,10 +429,7 @@ def copy_compressed(source: h5py.Group, sink: h5py.Group) -> None:
 
 def main() -> None:
     args = tyro.cli(
-        Union[
-            Annotated[SACArgs, tyro.conf.subcommand("sac")],
-            Annotated[MazeArgs, tyro.conf.subcommand("maze")],
-        ],
+        Annotated[SACArgs, tyro.conf.subcommand("sac")] | Annotated[MazeArgs, tyro.conf.subcommand("maze")],
         description=__doc__,
     )
     if (args.out / args.dataset_id).exists():

@@ -1,0 +1,101 @@
+"""The limits that keep a script readable at once (and copyable): sizes, nesting, imports, nothing unused."""
+
+import ast
+import dataclasses
+import io
+import re
+import tokenize
+import typing
+
+import pytest
+from conftest import ROOT
+
+import iql
+
+SCRIPTS = sorted(ROOT.glob("*.py"))
+ALLOWED = {"gymnasium", "minari", "numpy", "torch", "tqdm", "tyro"}
+STANDARD = {"contextlib", "copy", "csv", "dataclasses", "importlib", "json", "math", "os", "pathlib", "signal"}
+STANDARD |= {"subprocess", "sys", "time", "typing"}
+
+
+def loops(node):
+    return [n for n in ast.walk(node) if isinstance(n, (ast.For, ast.While))]
+
+
+def depth(node):
+    """Levels of nested statements inside a loop's body."""
+    inner = [n for n in ast.iter_child_nodes(node) if not isinstance(n, ast.expr)]
+    nests = isinstance(node, (ast.For, ast.While, ast.If, ast.With, ast.Try))
+    return int(nests) + max((depth(child) for child in inner), default=0)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_sizes(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 650
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 90, node.name
+    for loop in loops(tree):
+        assert loop.end_lineno - loop.body[0].lineno < 30, f"loop at line {loop.lineno}"
+        assert depth(loop) - 1 <= 3, f"loop at line {loop.lineno}"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_share_of_comments(path):
+    text, lines = path.read_text(), set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            lines.add(token.start[0])
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            lines |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    assert 0.15 <= len(lines) / len(text.splitlines()) <= 0.30
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_imports(path):
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+    assert names <= ALLOWED | STANDARD
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_nothing_is_unused(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    for node in tree.body:
+        names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
+        if isinstance(node, ast.Assign):
+            names = [n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+        for name in names:
+            assert len(re.findall(rf"\b{name}\b", text)) > 1, f"{name} is not used"
+    settings = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args")
+    for field in settings.body:
+        assert re.search(rf"args\.{field.target.id}\b", text), f"--{field.target.id} is never read"
+
+
+def test_defaults_match_their_annotations():
+    hints = typing.get_type_hints(iql.Args)
+    for field in dataclasses.fields(iql.Args):
+        hint = hints[field.name]
+        allowed = typing.get_args(hint) or (hint,)
+        assert field.default in allowed or type(field.default) in allowed, field.name
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_every_argument_has_its_help(path):
+    for line in re.search(r"class Args:\n(.*?)\n\n", path.read_text(), re.S)[1].splitlines():
+        assert re.search(r"# \S", line), line
+
+
+def test_order_of_sections():
+    text = (ROOT / "iql.py").read_text()
+    marks = ['"""IQL', "import contextlib", "class Args", "PAPER_SETTINGS = ", "def mlp", "class Agent", "def main", "# ===="]
+    places = [text.index(mark) for mark in marks]
+    assert places == sorted(places)

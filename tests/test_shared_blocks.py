@@ -1,0 +1,33 @@
+"""Blocks that are meant to be the same in every script are the same, byte for byte."""
+
+import pytest
+import sync_shared
+from conftest import ROOT
+
+SOURCE = (ROOT / "iql.py").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.name)
+def test_shared_blocks(path):
+    text = path.read_text()
+    for start, end in sync_shared.FENCES:
+        assert text[sync_shared.block(text, start, end)] == SOURCE[sync_shared.block(SOURCE, start, end)]
+
+
+def test_sync_finds_and_mends_a_drifted_script(tmp_path, monkeypatch, capsys):
+    drifted = SOURCE.replace("LOG_EVERY = 500", "LOG_EVERY = 50").replace("batch_size: int = 256", "batch_size: int = 64")
+    drifted = drifted.replace("def mlp(", "def net(")
+    (tmp_path / "iql.py").write_text(SOURCE)
+    (tmp_path / "child.py").write_text(drifted)
+    monkeypatch.setattr(sync_shared, "ROOT", tmp_path)
+    assert sync_shared.main(["--check"]) == 1
+    assert "child.py" in capsys.readouterr().out
+    assert (tmp_path / "child.py").read_text() == drifted
+    assert sync_shared.main([]) == 0
+    assert (tmp_path / "child.py").read_text() == SOURCE.replace("def mlp(", "def net(")
+    assert sync_shared.main(["--check"]) == 0
+
+
+def test_a_missing_fence_is_an_error():
+    with pytest.raises(ValueError, match="exactly once"):
+        sync_shared.synced(SOURCE.replace(sync_shared.FENCES[0][1], ""), SOURCE)

@@ -203,7 +203,8 @@ class Agent(nn.Module):
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        torch._foreach_lerp_(list(self.critic_target.parameters()), list(self.critic.parameters()), self.args.tau)
+        critic = [parameter.detach() for parameter in self.critic.parameters()]
+        torch._foreach_lerp_(list(self.critic_target.parameters()), critic, self.args.tau)
         return metrics
 
 
@@ -543,7 +544,6 @@ class Run:
         return copy.deepcopy(state | {"online_size": self.buffer.size - self.buffer.offline_size})
 
     def write_latest(self, state: dict) -> None:
-        """Write a state() with its online transitions, unless a weight is not finite."""
         for name, tensor in state["agent"].items():
             check(bool(tensor.isfinite().all()), f"diverged: {name} is not finite at {self.phase} step {self.step}", 3)
         first = self.buffer.offline_size

@@ -168,6 +168,7 @@ def test_update_steps_every_network_and_lets_the_target_follow(args):
     agent.update(batch)
     after = agent.state_dict()
     assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert all(p.is_leaf and not p.requires_grad for p in agent.critic_target.parameters())  # no graph grows behind it
     for name in ("weights.1", "biases.2"):
         expected = (1 - args.tau) * before[f"critic_target.{name}"] + args.tau * after[f"critic.{name}"]
         assert torch.allclose(after[f"critic_target.{name}"], expected, atol=1e-7)

@@ -225,7 +225,8 @@ def train_sac(args: SACArgs, threshold: float) -> tuple[SAC, list[dict], float, 
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            torch._foreach_lerp_(target, online, 0.005)
+            with torch.no_grad():
+                torch._foreach_lerp_(target, online, 0.005)
         if step >= 10_000 and (step + 1) % 5_000 == 0:
             value = evaluate(agent, eval_env, 10, rng)
             print(f"{step + 1:8d} steps  {time.time() - start:7.0f} s  return {value:8.1f}", flush=True)

@@ -36,6 +36,7 @@ import csv
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import signal
@@ -290,6 +291,7 @@ def find_dataset(dataset_id: str) -> minari.MinariDataset:
     for folder in (BUNDLED, minari.storage.get_dataset_path()):
         if (folder / dataset_id / "data").is_dir():
             return minari.MinariDataset(folder / dataset_id / "data")
+    logging.disable(logging.WARNING)  # without a network, the hub's client retries for half a minute, with many words
     try:
         return minari.load_dataset(dataset_id, download=True)
     except Exception as error:
@@ -551,9 +553,7 @@ class Run:
         self.saved = state["step"]
 
     def restore(self, path: str | None) -> dict[str, int]:
-        """Networks and optimizer from an offline.pt; all the rest, too, from a latest.pt that is to be resumed.
-
-        Returns how long each log file was, if a run is resumed."""
+        """Networks and optimizer from a checkpoint; to resume, all the rest too, and how long the logs were is returned."""
         if path is None:
             return {}
         state = load_checkpoint(path)

@@ -20,7 +20,8 @@ def test_own_environment_and_logs(tmp_path):
         assert program == "python"
         path = script if script == "make_mine.py" else str(ROOT / script)
         tiny = [] if script == "make_mine.py" else TINY
-        done = subprocess.run([sys.executable, path, *flags, *tiny], cwd=tmp_path, env=os.environ, capture_output=True, text=True)
+        command = [sys.executable, path, *flags, *tiny]
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 1
 
@@ -66,6 +67,7 @@ def test_settings_of_the_page_are_those_of_the_script():
         families, *values = [cell.strip() for cell in row.split("|")[1:5]]
         for family in families.split(", "):
             settings = iql.PAPER_SETTINGS[family]
-            assert [settings.get(k, getattr(default, k)) for k in ("expectile", "beta", "dropout")] == [float(v) for v in values]
+            in_force = [settings.get(name, getattr(default, name)) for name in ("expectile", "beta", "dropout")]
+            assert in_force == [float(value) for value in values]
             seen.add(family)
     assert seen == set(iql.PAPER_SETTINGS)

@@ -14,7 +14,7 @@ import iql
 
 SCRIPTS = sorted(ROOT.glob("*.py"))
 ALLOWED = {"gymnasium", "minari", "numpy", "torch", "tqdm", "tyro"}
-STANDARD = {"contextlib", "copy", "csv", "dataclasses", "importlib", "json", "math", "os", "pathlib", "signal"}
+STANDARD = {"contextlib", "copy", "csv", "dataclasses", "importlib", "json", "logging", "math", "os", "pathlib", "signal"}
 STANDARD |= {"subprocess", "sys", "time", "typing"}
 
 

@@ -574,8 +574,7 @@ class Run:
         return state["offsets"]
 
     def finish(self) -> None:
-        """Write the final latest.pt and summary.json, and print the summary."""
-        self.write_latest(self.state() | {"phase": "done"})
+        """Write summary.json and the final latest.pt, and print the summary."""
         first, last, (offline, online) = self.history[0], self.history[self.args.online_steps], self.seconds.values()
         scores = [values["score"] for step, values in self.history.items() if step > 0 and self.references]
         summary = {"offline_score": first.get("score"), "final_score": last.get("score")}
@@ -586,6 +585,7 @@ class Run:
         summary["env_steps_per_second"] = self.args.online_steps / online or None
         summary |= {"seconds_offline": offline, "seconds_online": online, "seconds_total": offline + online}
         (self.dir / "summary.json").write_text(json.dumps(summary, indent=2))
+        self.write_latest(self.state() | {"phase": "done"})
         print("\n".join(f"{key:21} {value:.6g}" for key, value in summary.items() if value is not None))
         self.tensorboard.close()
 

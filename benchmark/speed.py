@@ -66,7 +66,7 @@ class Twin:
         params = [*self.actor.parameters(), self.log_std], self.value.parameters(), self.critics.parameters()
         self.optimizers = [torch.optim.Adam(p, lr=args.learning_rate) for p in params]
 
-    def step(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> float:
+    def step(self, optimizer: torch.optim.Adam, loss: torch.Tensor) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -94,10 +94,6 @@ class Twin:
         return log
 
 
-def make_agent(columns: dict[str, np.ndarray], args: iql.Args) -> iql.Agent:
-    return iql.Agent(columns["obs"].shape[1], columns["actions"].shape[1], args, CPU)
-
-
 def spread(values) -> str:
     """Minimum, median and maximum as three columns of a table."""
     return " | ".join(f"{value:.2f}" for value in np.percentile(values, [0, 50, 100]))
@@ -111,11 +107,10 @@ def seconds(function, times: int) -> float:
     return (time.perf_counter() - start) / times
 
 
-def time_updates(args: Args, columns: dict[str, np.ndarray]) -> None:
+def time_updates(args: Args, columns: dict[str, np.ndarray], agent: iql.Agent) -> None:
     """Print milliseconds per update and ratios."""
-    script_args = iql.Args()
-    buffer, twin, agent = iql.ReplayBuffer(columns, 0, CPU), Twin(columns, script_args), make_agent(columns, script_args)
-    ours = lambda: agent.update(buffer.sample(script_args.batch_size))  # noqa: E731
+    buffer, twin = iql.ReplayBuffer(columns, 0, CPU), Twin(columns, agent.args)
+    ours = lambda: agent.update(buffer.sample(agent.args.batch_size))  # noqa: E731
     contestants = {"twin, highest": twin.update, "iql.py, highest": ours, "iql.py, medium": ours}
     milliseconds, order = {name: [] for name in contestants}, list(contestants)
     for block in range(-1, args.blocks):
@@ -129,12 +124,11 @@ def time_updates(args: Args, columns: dict[str, np.ndarray]) -> None:
         print(f"| {name} | {spread(ms)} | {spread(np.divide(milliseconds['twin, highest'], ms))} |")
 
 
-def time_online_steps(args: Args, columns: dict[str, np.ndarray], task: gym.envs.registration.EnvSpec) -> None:
+def time_online_steps(args: Args, columns: dict[str, np.ndarray], agent: iql.Agent, task) -> None:
     """Print microseconds per step of the online loop without its update, and of the bare environment."""
-    script_args, steps = iql.Args(), args.updates_per_block
-    env, bare = iql.make_env(task, columns, script_args), gym.make(task, disable_env_checker=True).unwrapped
-    buffer, agent = iql.ReplayBuffer(columns, (args.blocks + 1) * steps, CPU), make_agent(columns, script_args)
-    torch.set_float32_matmul_precision(script_args.matmul_precision)
+    steps, buffer = args.updates_per_block, iql.ReplayBuffer(columns, (args.blocks + 1) * args.updates_per_block, CPU)
+    env, bare = iql.make_env(task, columns, agent.args), gym.make(task, disable_env_checker=True).unwrapped
+    torch.set_float32_matmul_precision(agent.args.matmul_precision)
     micros = {"online loop": [], "bare environment": [], "difference": []}
     for block in range(-1, args.blocks):  # block -1 warms up
         actions, ends = [], []
@@ -142,7 +136,7 @@ def time_online_steps(args: Args, columns: dict[str, np.ndarray], task: gym.envs
         for _ in range(steps):  # as in iql.main
             action = agent.act(torch.from_numpy(obs).to(CPU), deterministic=False).cpu().numpy()
             next_obs, reward, terminated, truncated, _ = env.step(action)
-            reward = 1.0 * float(reward) + script_args.reward_bias
+            reward = 1.0 * float(reward) + agent.args.reward_bias
             buffer.add(obs=obs, actions=action, rewards=reward, next_obs=next_obs, terminations=terminated)
             obs = next_obs
             actions.append(action)
@@ -197,8 +191,9 @@ def main(args: Args) -> None:
     torch.manual_seed(0)
     columns, _, task, _ = iql.load_data(iql.Args())
     print(f"torch {torch.__version__}, {args.threads} threads, load of the machine {os.getloadavg()[0]:.1f}")
-    time_updates(args, columns)
-    time_online_steps(args, columns, task)
+    agent = iql.Agent(columns["obs"].shape[1], columns["actions"].shape[1], iql.Args(), CPU)
+    time_updates(args, columns, agent)
+    time_online_steps(args, columns, agent, task)
 
 
 if __name__ == "__main__":

@@ -90,10 +90,12 @@ class MazeArgs:
     """length of a recorded episode that does not reach the goal (env steps)"""
     noise: float = 1.0
     """standard deviation of the Gaussian noise on the controller's action"""
-    goal_visits: float = 0.03
+    goal_visits: float = 0.1
     """probability that a waypoint is the goal's cell rather than any other"""
     starts: int = 8
     """evaluation starts in one of this many cells, those farthest from the goal"""
+    time_limit: int = 800
+    """length of an episode of the task (env steps)"""
     seed: int = 0
     """seed of environment, waypoints and noise"""
     out: Path = Path("datasets")
@@ -310,7 +312,8 @@ def record_maze(args: MazeArgs) -> dict:
     maze_map[goal_cell[0]][goal_cell[1]] = "g"
     for row, col in sorted(cells, key=lambda cell: len(shortest_path(walls, cell, goal_cell)))[-args.starts :]:
         maze_map[row][col] = "r"
-    env = gym.make(args.env_id, maze_map=maze_map, continuing_task=False, reset_target=False, reward_type="sparse")
+    task = {"maze_map": maze_map, "continuing_task": False, "reset_target": False, "reward_type": "sparse"}
+    env = gym.make(args.env_id, max_episode_steps=args.time_limit, **task)
     maze, rng = env.unwrapped.maze, np.random.default_rng(args.seed)
     others = [cell for cell in cells if cell != goal_cell]
 

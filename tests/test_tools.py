@@ -1,0 +1,108 @@
+"""The tools around the scripts: making and checking data sets, sweeps, plots."""
+
+import csv
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import make_dataset
+import minari
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, pendulum, run
+from torch.distributions import AffineTransform, Normal, TransformedDistribution
+from torch.distributions.transforms import TanhTransform
+
+import iql
+
+
+def tool(*command, status=0) -> str:
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_maze_dataset(tmp_path):
+    command = ["maze", "--env-id", "PointMaze_Medium-v3", "--dataset-id", "o2o/pointmaze/test-v0", "--steps", "1500"]
+    out = tool(ROOT / "tools/make_dataset.py", *command, "--goal-visits", "1", "--starts", "3", "--out", tmp_path / "minari")
+    assert "1500 steps" in out
+    args = dataclasses.replace(iql.Args(), dataset_id="o2o/pointmaze/test-v0", **iql.PAPER_SETTINGS["pointmaze"])
+    columns, ends, task, references = iql.load_data(args)
+    assert len(columns["obs"]) == 1500
+    assert references == (0, 1)
+    assert (columns["rewards"] == columns["terminations"]).all()  # the goal, and only the goal, pays and ends
+    assert columns["rewards"].sum() >= 1
+    assert np.diff(np.r_[0, ends]).max() <= 80
+    starts = [cell for row in task.kwargs["maze_map"] for cell in row]
+    assert (starts.count("r"), starts.count("g")) == (3, 1)
+    refusal = tool(ROOT / "tools/make_dataset.py", *command, "--out", tmp_path / "minari", status=1)
+    assert "exists already" in refusal
+
+
+def test_random_level(tmp_path):
+    command = ["sac", "--env-id", "Hopper-v5", "--level", "random", "--dataset-id", "o2o/hopper/random-v0", "--steps", "300"]
+    tool(ROOT / "tools/make_dataset.py", *command, "--out", tmp_path / "minari")
+    dataset = minari.load_dataset("o2o/hopper/random-v0")
+    assert dataset.total_steps == 300
+    assert dataset.storage.metadata["ref_max_score"] == 3234.3
+    assert dataset.storage.metadata["o2o_command"].endswith("--steps 300 --out " + str(tmp_path / "minari"))
+    last = list(dataset.iterate_episodes())[-1]
+    assert last.terminations[-1] or last.truncations[-1]
+
+
+def test_sac_policy_density_and_losses():
+    torch.manual_seed(0)
+    agent = make_dataset.SAC(3, 2)
+    obs, noise = torch.randn(50, 3), torch.randn(2, 50, 2)
+    actions, log_prob = agent.policy(obs, noise[0])
+    mean, log_std = agent.actor(obs)[0].chunk(2, -1)
+    squashed = TransformedDistribution(Normal(mean, log_std.exp()), [TanhTransform(), AffineTransform(0, 1)])
+    assert torch.allclose(log_prob, squashed.log_prob(actions).sum(-1), atol=1e-3)
+    batch = (obs, torch.rand(50, 2), torch.randn(50), torch.randn(50, 3), torch.zeros(50))
+    agent.loss(*batch, noise).backward()
+    assert all(p.grad is None for p in agent.critic_target.parameters())
+    new_actions, new_log_prob = agent.policy(obs, noise[1])  # alpha = 1 at first
+    (new_log_prob - agent.critic(torch.cat([obs, new_actions], -1)).squeeze(-1).amin(0)).mean().backward()
+    twice = agent.actor.weights[1].grad
+    agent.zero_grad()
+    agent.loss(*batch, noise).backward()
+    assert torch.allclose(2 * agent.actor.weights[1].grad, twice, atol=1e-5)  # the actor saw its own loss only
+    numpy_action = agent.act(obs[0].numpy(), np.random.default_rng(0), True)
+    assert np.allclose(numpy_action, mean[0].tanh().detach().numpy(), atol=1e-5)
+
+
+def test_shortest_path():
+    walls = np.ones((5, 5), bool)
+    walls[1, 1:4] = walls[2, 3] = walls[3, 1:4] = False
+    path = make_dataset.shortest_path(walls, (1, 1), (3, 1))
+    assert path == [(1, 2), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1)]
+    assert make_dataset.shortest_path(walls, (1, 1), (1, 1)) == []
+
+
+@pytest.mark.parametrize("dataset_id", ["o2o/hopper/medium-v0", "o2o/pointmaze/large-v0", "test/pendulum/random-v0"])
+def test_check_data(dataset_id):
+    if dataset_id.startswith("test"):
+        pendulum()
+    out = tool(ROOT / "tools/check_data.py", dataset_id, "--replay-episodes", 1)
+    for word in ("episodes", "return", "termination", "truncation", "outside", "reward"):
+        assert word in out.lower(), word
+    assert "no data set" in tool(ROOT / "tools/check_data.py", "nonsense!", status=2)
+
+
+def test_sweep_and_plot():
+    pendulum()
+    command = [ROOT / "benchmark/sweep.py", ROOT / "iql.py", "--datasets", "test/pendulum/random-v0", "--seeds", 0, 1]
+    command += ["--out", "results.csv", "--", *TINY]
+    first = tool(*command)
+    assert first.count("start") == 2
+    rows = list(csv.DictReader(open("results.csv")))
+    assert {(row["seed"], row["step"]) for row in rows} == {(s, t) for s in "01" for t in ("-30", "0", "30", "60", "90")}
+    assert tool(*command).count("finished") == 2
+    out = tool(ROOT / "benchmark/plot.py", "results.csv", "--out", "curve.png")
+    assert "test/pendulum/random-v0" in out
+    assert Path("curve.png").read_bytes()[:4] == b"\x89PNG"
+    folder = run("--dataset-id", "test/pendulum/random-v0", *TINY, "--run-name", "one")
+    tool(ROOT / "benchmark/plot.py", folder, "--out", "one.png")
+    assert Path("one.png").exists()

@@ -12,8 +12,7 @@ the more the better they are. With Qt the minimum over the target critics, and e
 What changes at the switch from offline to online: only where the data come from. The policy acts (a sample, clipped to
 the box), each transition joins the data set, batches are uniform over both, one update per step, the same losses.
 
-Parent: none. This is the root: `diff iql.py o3f.py`, `diff iql.py pex.py`, `diff iql.py jsrl_finetune.py`.
-Measured: docs/iql.md, with commands, seeds and curves.
+Parent: none, this is the root of its family. Measured: docs/iql.md, with commands, seeds and curves.
 
 Deviations from the authors' code (github.com/ikostrikov/implicit_q_learning):
  1. All losses see the networks as before the step: one backward pass, one Adam step. The authors use the new V.
@@ -72,7 +71,7 @@ class Args:
     tau: float = 0.005  # Polyak rate of the target critic per gradient step
     reward_scale: float = 1.0  # the learner sees reward_scale * r + reward_bias; logged returns are raw
     reward_bias: float = 0.0  # added after scaling, see --reward-scale
-    success_ends_episode: bool = False  # goal tasks: end an episode at its first success, in data and environment
+    success_ends_episode: bool = False  # mazes: end an episode at its first success, in data and environment
     matmul_precision: Literal["highest", "medium"] = "medium"  # medium: bfloat16 (CPU) or TF32 (GPU) inside products
     compile: bool = False  # torch.compile the loss: needs a C++ compiler on a CPU, uses CUDA graphs on a GPU
     run_dir: str = "runs"  # folder that holds the runs
@@ -93,7 +92,7 @@ class Args:
 
 
 # The paper's settings (section 5, appendix B, the authors' configs) are the defaults for a data set of that family, the
-# second-to-last part of its id; an explicit flag wins. Budgets and evaluations are those of the fine-tuning runs.
+# second-to-last part of its id; an explicit flag wins. 1M + 1M is the budget of its fine-tuning runs.
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 MAZE = {"expectile": 0.9, "beta": 10.0, "reward_bias": -1.0, "success_ends_episode": True}
 PAPER_SETTINGS = {
@@ -200,11 +199,11 @@ class Agent(nn.Module):
 
     def update(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """One gradient step on all networks, then the target critic follows."""
-        loss, metrics = self.loss(batch)
         self.optimizer.zero_grad()
+        loss, metrics = self.loss(batch)
         loss.backward()
         self.optimizer.step()
-        critic = [parameter.detach() for parameter in self.critic.parameters()]
+        critic = [parameter.detach() for parameter in self.critic.parameters()]  # else a graph grows behind the target
         torch._foreach_lerp_(list(self.critic_target.parameters()), critic, self.args.tau)
         return metrics
 
@@ -226,7 +225,7 @@ def main(args: Args) -> None:
     agent = Agent(columns["obs"].shape[1], columns["actions"].shape[1], args, device)
     run = Run(args, agent, buffer, references)
 
-    # ---- offline: gradient steps 1 - offline_steps, ..., 0
+    # ---- offline: gradient steps -offline_steps + 1, ..., 0
     for step in run.steps("offline"):
         if args.actor_lr_decay:
             progress = 1 + (step - 1) / args.offline_steps  # from 0 to 1
@@ -325,7 +324,7 @@ def read_episodes(dataset: minari.MinariDataset, success_ends_episode: bool) -> 
 
 
 def task_of(metadata: dict, args: Args) -> gym.envs.registration.EnvSpec:
-    """The task as the data tell its story: the evaluation task where there is one (it fixes start and goal of a maze),
+    """The task that belongs to the data: its evaluation variant where there is one (it fixes start and goal of a maze),
     mirrored back where its walls are the mirror image of the data's, as in Minari's umaze."""
     specs = [gym.envs.registration.EnvSpec.from_json(metadata[k]) for k in ("env_spec", "eval_env_spec") if metadata.get(k)]
     check(bool(specs), "the data set names no environment: create it with the argument env=...")
@@ -421,11 +420,11 @@ class Run:
 
     def __init__(self, args: Args, agent: Agent, buffer: ReplayBuffer, references: tuple[float, float] | None):
         self.args, self.agent, self.buffer, self.references = args, agent, buffer, references
-        self.dir, self.signal = Path(args.run_dir, args.run_name), 0
+        self.dir, self.signal, self.rng = Path(args.run_dir, args.run_name), 0, torch.cuda if buffer.rows.is_cuda else torch
         self.phase, self.step, self.episode, self.history = "offline", -args.offline_steps, 0, {}
         self.seconds, self.tick = {"offline": 0.0, "online": 0.0}, time.perf_counter()
         self.identity = {"script": SCRIPT.name, "networks": NETWORKS, "dataset_id": args.dataset_id}
-        offsets = self.restore(args.resume or args.offline_checkpoint)
+        offsets = self.restore(args.resume or args.offline_checkpoint) if args.resume or args.offline_checkpoint else {}
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             self.files = {name: open(self.dir / name, "a", newline="") for name in ("metrics.csv", "eval.csv")}
@@ -433,7 +432,7 @@ class Run:
             check(False, f"cannot write to {self.dir}: {error.strerror}")
         self.tables = {name: csv.writer(file, lineterminator="\n") for name, file in self.files.items()}
         for name, offset in offsets.items():  # rows written after the checkpoint will be written again
-            self.files[name].truncate(offset)
+            self.files[name].seek(self.files[name].truncate(offset))
         if not offsets:
             self.tables["metrics.csv"].writerow(["step", *KEYS])
             self.tables["eval.csv"].writerow(["step", "phase", "policy", "episode", "seed", "return", "length", "success"])
@@ -443,7 +442,7 @@ class Run:
             config |= {"transitions": buffer.offline_size, "commit": None if failed else commit}
             (self.dir / "config.json").write_text(json.dumps(config, indent=2))
         if args.track:
-            importlib.import_module("wandb").init(name=args.run_name, config=vars(args), sync_tensorboard=True)
+            importlib.import_module("wandb").init(id=args.run_name, resume="allow", config=vars(args), sync_tensorboard=True)
         self.tensorboard = SummaryWriter(str(self.dir), purge_step=self.step + 1 if offsets else None)
         self.snapshot, self.saved = self.state(), self.step
         for number in (signal.SIGINT, signal.SIGTERM):  # acted upon between two steps
@@ -541,7 +540,7 @@ class Run:
         """A copy of all that a resumed run needs, but for the online transitions: tensors, numbers and strings only."""
         self.lap()
         state = self.identity | {name: getattr(self, name) for name in PROGRESS} | {"args": vars(self.args)}
-        state |= {"offsets": {name: file.tell() for name, file in self.files.items()}, "rng": torch.get_rng_state()}
+        state |= {"offsets": {name: file.tell() for name, file in self.files.items()}, "rng": self.rng.get_rng_state()}
         state |= {"agent": self.agent.state_dict(), "optimizer": self.agent.optimizer.state_dict()}
         return copy.deepcopy(state | {"online_size": self.buffer.size - self.buffer.offline_size})
 
@@ -552,16 +551,16 @@ class Run:
         save(state | {"online": self.buffer.rows[first : first + state["online_size"]].clone()}, self.dir / "latest.pt")
         self.saved = state["step"]
 
-    def restore(self, path: str | None) -> dict[str, int]:
+    def restore(self, path: str) -> dict[str, int]:
         """Networks and optimizer from a checkpoint; to resume, all the rest too, and how long the logs were is returned."""
-        if path is None:
-            return {}
         state = load_checkpoint(path)
-        for key in ("networks", "dataset_id"):
-            check(state[key] == self.identity[key], f"{path} does not fit: {key} {state[key]}, not {self.identity[key]}")
+        old, new = state["args"] | state, vars(self.args) | self.identity
+        for key in ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias"):
+            check(old[key] == new[key], f"{path} does not fit: its {key} is {old[key]}, not {new[key]}")
         try:
             self.agent.load_state_dict(state["agent"])
-            self.agent.optimizer.load_state_dict(state["optimizer"])
+            groups = state["optimizer"] if self.args.resume else self.agent.optimizer.state_dict()  # a new step size wins
+            self.agent.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups["param_groups"]})
         except (RuntimeError, ValueError) as error:
             check(False, f"{path} does not fit the networks of this run: {' '.join(str(error).split())}")
         if not self.args.resume:
@@ -570,7 +569,8 @@ class Run:
             setattr(self, name, state[name])
         self.buffer.size += state["online_size"]
         self.buffer.rows[self.buffer.offline_size : self.buffer.size] = state["online"].to(self.buffer.rows.device)
-        torch.set_rng_state(state["rng"])
+        if len(state["rng"]) == len(self.rng.get_rng_state()):  # else the run moved to another kind of device
+            self.rng.set_rng_state(state["rng"])
         return state["offsets"]
 
     def finish(self) -> None:
@@ -603,9 +603,9 @@ def load_checkpoint(path: str) -> dict:
     """A checkpoint as plain tensors, numbers and strings; never runs code that somebody put into the file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(state, networks=state["networks"])
+        return state | {"networks": state["networks"]}  # fails, too, if this is no checkpoint of these scripts
     except Exception as error:  # a missing, truncated or foreign file fails in many ways
-        check(False, f"{path} is missing, damaged or no checkpoint of these scripts: {str(error).splitlines()[0]}")
+        check(False, f"{path} is missing, damaged or no checkpoint of these scripts: {error!r}"[:300])
 
 
 def set_up(args: Args) -> torch.device:
@@ -613,7 +613,7 @@ def set_up(args: Args) -> torch.device:
     for name in ("seed", "offline_steps", "online_steps", "eval_every", "eval_episodes", "batch_size", "checkpoint_every"):
         least = int(name in ("eval_every", "eval_episodes", "batch_size", "checkpoint_every"))
         check(getattr(args, name) >= least, f"--{name.replace('_', '-')} must be at least {least}")
-    check(args.reward_scale != 0 and math.isfinite(args.reward_scale + args.reward_bias), "--reward-scale must not be 0")
+    check(args.reward_scale != 0 and math.isfinite(args.reward_scale + args.reward_bias), "--reward-scale is 0 or not finite")
     check(args.device != "cuda" or torch.cuda.is_available(), "--device cuda: torch finds no CUDA device")
     for package in ["wandb"] * args.track + ["moviepy"] * args.capture_video:
         check(importlib.util.find_spec(package) is not None, f"this needs {package}: pip install {package}")
@@ -631,7 +631,7 @@ def parse_args(argv: list[str]) -> Args:
         check(saved["script"] == SCRIPT.name, f"{args.resume} belongs to {saved['script']}, not to {SCRIPT.name}")
         check(saved.get("phase", "done") != "done", f"{args.resume}: only the latest.pt of a stopped run can be resumed")
         args = tyro.cli(Args, args=argv, default=Args(**saved["args"]))
-        for name in saved["args"].keys() - {"resume", "device", "track", "capture_video"}:  # these only steer the run
+        for name in saved["args"].keys() - {"resume", "run_dir", "run_name", "device", "track", "capture_video"}:
             old, new = saved["args"][name], getattr(args, name)
             check(new == old, f"--{name.replace('_', '-')} {new}: the run to resume has {old}")
         folder = Path(args.resume).resolve().parent

@@ -108,8 +108,8 @@ def test_environment_that_cannot_be_built(capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--reward-scale", 0], "--reward-scale must not be 0"),
-        (["--reward-scale", "nan"], "--reward-scale must not be 0"),
+        (["--reward-scale", 0], "--reward-scale is 0 or not finite"),
+        (["--reward-scale", "nan"], "--reward-scale is 0 or not finite"),
         (["--offline-steps", -1], "--offline-steps must be at least 0"),
         (["--online-steps", -1], "--online-steps must be at least 0"),
         (["--seed", -1], "--seed must be at least 0"),
@@ -187,10 +187,11 @@ def test_checkpoints_that_do_not_fit(finished, capsys, tmp_path):
     assert "damaged" in refused(capsys, *start, "torn.pt")
     torch.save([1, 2], "list.pt")
     assert "no checkpoint of these scripts" in refused(capsys, *start, "list.pt")
-    assert "networks sac" in refused(capsys, *start, edited(offline, "sac.pt", networks="sac"))
+    assert "its networks is sac, not iql" in refused(capsys, *start, edited(offline, "sac.pt", networks="sac"))
     pendulum("test/pendulum/other-v0")
     line = refused(capsys, "--dataset-id", "test/pendulum/other-v0", *TINY, "--offline-checkpoint", offline)
-    assert "test/pendulum/random-v0, not test/pendulum/other-v0" in line
+    assert "its dataset_id is test/pendulum/random-v0, not test/pendulum/other-v0" in line
+    assert "its reward_bias is 0.0, not -1.0" in refused(capsys, *start, offline, "--reward-bias", "-1")
     assert "does not fit the networks" in refused(capsys, *start, offline, "--num-critics", 5)
     assert "can be resumed" in refused(capsys, "--resume", latest)  # it is complete
     assert "can be resumed" in refused(capsys, "--resume", offline)

@@ -110,6 +110,26 @@ def test_interrupted_and_resumed_is_the_same_run(whole, monkeypatch, number, upd
     assert_same_run(whole, run("--resume", "runs/halves/latest.pt"))
 
 
+def test_interrupted_again_and_again_is_the_same_run(whole, monkeypatch):
+    """A second stop before a new row has been written must not count the rows that the first resume cut off."""
+    update, stops = iql.Agent.update, [0]
+
+    def stopping(self, batch):
+        stops[0] -= 1
+        if stops[0] == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, batch)
+
+    monkeypatch.setattr(iql.Agent, "update", stopping)
+    flags = ["--dataset-id", "test/pendulum/random-v0", *TINY, "--run-name", "pieces"]
+    for after in (72, 1, 1, 3):  # the first inside an episode, after a row that will be cut off
+        stops[0] = after
+        with pytest.raises(SystemExit):
+            run(*flags)
+        flags = ["--resume", "runs/pieces/latest.pt", "--run-dir", "runs"]
+    assert_same_run(whole, run(*flags))
+
+
 @pytest.mark.parametrize("updates", [41, 59, 61, 140])
 def test_crashed_and_resumed_is_the_same_run(whole, monkeypatch, updates):
     """A crash between two checkpoints (as by SIGKILL): rows written after the checkpoint are written again, once."""
@@ -186,6 +206,9 @@ def test_offline_checkpoint_starts_at_the_switch(whole):
     offline, again = (torch.load(folder / "offline.pt", weights_only=True) for folder in (whole, tuned))
     assert all(torch.equal(tensor, again["agent"][name]) for name, tensor in offline["agent"].items())
     assert json.loads((tuned / "summary.json").read_text())["updates_per_second"] is None
+    faster = run(*flags, "--offline-checkpoint", whole / "offline.pt", "--learning-rate", "0.01", "--run-name", "faster")
+    groups = torch.load(faster / "latest.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == [0.01] * 3
 
 
 def test_phases_can_be_left_out(whole):

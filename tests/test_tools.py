@@ -34,7 +34,7 @@ def test_maze_dataset(tmp_path):
     assert references == (0, 1)
     assert (columns["rewards"] == columns["terminations"]).all()  # the goal, and only the goal, pays and ends
     assert columns["rewards"].sum() >= 1
-    assert np.diff(np.r_[0, ends]).max() <= 80
+    assert np.diff(np.r_[0, ends]).max() <= 100
     starts = [cell for row in task.kwargs["maze_map"] for cell in row]
     assert (starts.count("r"), starts.count("g")) == (3, 1)
     refusal = tool(ROOT / "tools/make_dataset.py", *command, "--out", tmp_path / "minari", status=1)

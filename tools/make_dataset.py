@@ -84,17 +84,17 @@ class MazeArgs:
     """Minari id of the new dataset, NAMESPACE/TASK/NAME-vN"""
     env_id: str = "PointMaze_Large-v3"
     """a PointMaze of gymnasium-robotics"""
-    steps: int = 100_000
+    steps: int = 60_000
     """transitions to record"""
-    episode_steps: int = 80
+    episode_steps: int = 100
     """length of a recorded episode that does not reach the goal (env steps)"""
-    noise: float = 1.0
+    noise: float = 0.5
     """standard deviation of the Gaussian noise on the controller's action"""
     goal_visits: float = 0.1
     """probability that a waypoint is the goal's cell rather than any other"""
     starts: int = 8
     """evaluation starts in one of this many cells, those farthest from the goal"""
-    time_limit: int = 800
+    time_limit: int = 500
     """length of an episode of the task (env steps)"""
     seed: int = 0
     """seed of environment, waypoints and noise"""

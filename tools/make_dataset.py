@@ -90,11 +90,11 @@ class MazeArgs:
     """length of a recorded episode that does not reach the goal (env steps)"""
     noise: float = 0.5
     """standard deviation of the Gaussian noise on the controller's action"""
-    goal_visits: float = 0.1
+    goal_visits: float = 0.3
     """probability that a waypoint is the goal's cell rather than any other"""
     starts: int = 8
     """evaluation starts in one of this many cells, those farthest from the goal"""
-    time_limit: int = 500
+    time_limit: int = 350
     """length of an episode of the task (env steps)"""
     seed: int = 0
     """seed of environment, waypoints and noise"""

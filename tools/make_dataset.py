@@ -94,7 +94,7 @@ class MazeArgs:
     """probability that a waypoint is the goal's cell rather than any other"""
     starts: int = 8
     """evaluation starts in one of this many cells, those farthest from the goal"""
-    time_limit: int = 350
+    time_limit: int = 600
     """length of an episode of the task (env steps)"""
     seed: int = 0
     """seed of environment, waypoints and noise"""

@@ -106,3 +106,15 @@ def test_sweep_and_plot():
     folder = run("--dataset-id", "test/pendulum/random-v0", *TINY, "--run-name", "one")
     tool(ROOT / "benchmark/plot.py", folder, "--out", "one.png")
     assert Path("one.png").exists()
+
+
+def test_inspect_critic():
+    sys.path.insert(0, str(ROOT / "benchmark"))
+    from inspect_critic import returns_to_go
+
+    returns = returns_to_go(np.array([1.0, 2.0, 4.0, 8.0]), np.array([0, 1, 0, 0]), np.array([2, 4]), 0.5)
+    assert returns.tolist() == [2.0, 2.0, 8.0, 8.0]
+    pendulum()
+    folder = run("--dataset-id", "test/pendulum/random-v0", *TINY, "--online-steps", 0, "--run-name", "one")
+    out = tool(ROOT / "benchmark/inspect_critic.py", folder / "offline.pt")
+    assert "effective sample size" in out

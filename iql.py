@@ -21,7 +21,7 @@ Deviations from the authors' code (github.com/ikostrikov/implicit_q_learning):
  4. --normalize-returns takes the returns of the recorded episodes; the authors look for jumps between observations.
  5. Goal tasks: observations hold the desired goal too; episodes end at the first success, in data and environment.
  6. The actor's learning rate is constant, as in their fine-tuning script; --actor-lr-decay is their offline script's.
- 7. The settings for pointmaze are ours (antmaze's), and so are the budgets for locomotion and pointmaze.
+ 7. The settings for pointmaze are ours (antmaze's), and so are the budgets for locomotion, kitchen and pointmaze.
  8. Matrix products may round their inputs to bfloat16 where the CPU can; --matmul-precision highest forbids it.
 
     python iql.py                                         # bundled hopper data: 100k updates, then 50k env steps
@@ -92,7 +92,7 @@ class Args:
 
 
 # The paper's settings (section 5, appendix B, the authors' configs) are the defaults for a data set of that family, the
-# second-to-last part of its id; an explicit flag wins. 1M + 1M is the budget of its fine-tuning runs.
+# second-to-last part of its id; an explicit flag wins. 1M + 1M is the budget of its fine-tuning runs (antmaze, Adroit; kitchen's is ours).
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 MAZE = {"expectile": 0.9, "beta": 10.0, "reward_bias": -1.0, "success_ends_episode": True}
 PAPER_SETTINGS = {
@@ -537,7 +537,7 @@ class Run:
             self.write_latest(self.snapshot)
 
     def state(self) -> dict:
-        """A copy of all that a resumed run needs, but for the online transitions: tensors, numbers and strings only."""
+        """A copy of all that a resumed run needs but the online transitions: tensors, numbers, strings only."""
         self.lap()
         state = self.identity | {name: getattr(self, name) for name in PROGRESS} | {"args": vars(self.args)}
         state |= {"offsets": {name: file.tell() for name, file in self.files.items()}, "rng": self.rng.get_rng_state()}

@@ -92,7 +92,7 @@ class Args:
 
 
 # The paper's settings (section 5, appendix B, the authors' configs) are the defaults for a data set of that family, the
-# second-to-last part of its id; an explicit flag wins. 1M + 1M is the budget of its fine-tuning runs (antmaze, Adroit; kitchen's is ours).
+# second-to-last part of its id; an explicit flag wins. 1M + 1M: its fine-tuning runs (kitchen: ours).
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 MAZE = {"expectile": 0.9, "beta": 10.0, "reward_bias": -1.0, "success_ends_episode": True}
 PAPER_SETTINGS = {

@@ -73,7 +73,7 @@ class Args:
     reward_bias: float = 0.0  # added after scaling, see --reward-scale
     success_ends_episode: bool = False  # mazes: end an episode at its first success, in data and environment
     matmul_precision: Literal["highest", "medium"] = "medium"  # medium: bfloat16 (CPU) or TF32 (GPU) inside products
-    compile: bool = False  # torch.compile the loss: needs a C++ compiler on a CPU, uses CUDA graphs on a GPU
+    compile: bool = True  # torch.compile the loss where that works (CPU: a C++ compiler is needed; GPU: CUDA graphs)
     run_dir: str = "runs"  # folder that holds the runs
     run_name: str | None = None  # this run's folder in it; default: data set, script, seed and start time
     checkpoint_every: int = 10_000  # steps between two writes of latest.pt (online: at the next episode's end)
@@ -167,7 +167,7 @@ class Agent(nn.Module):
         self.critic = Critic(args.num_critics, obs_dim, act_dim)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.to(device)
-        groups = [{"params": list(net.parameters())} for net in (self.actor, self.value, self.critic)]
+        groups = [{"params": [*self.actor.parameters()]}, {"params": [*self.value.parameters(), *self.critic.parameters()]}]
         self.optimizer = torch.optim.Adam(groups, lr=args.learning_rate, fused=True)
         if args.compile:
             self.loss = torch.compile(self.loss, mode="reduce-overhead" if device.type == "cuda" else None)
@@ -228,8 +228,8 @@ def main(args: Args) -> None:
     # ---- offline: gradient steps -offline_steps + 1, ..., 0
     for step in run.steps("offline"):
         if args.actor_lr_decay:
-            progress = 1 + (step - 1) / args.offline_steps  # from 0 to 1
-            agent.optimizer.param_groups[0]["lr"] = args.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+            decay = 0.5 * (1 - math.cos(math.pi * (step - 1) / args.offline_steps))  # from 1 to 0
+            agent.optimizer.param_groups[0]["lr"] = args.learning_rate * decay
         run.report(agent.update(buffer.sample(args.batch_size)))
         if step % args.eval_every == 0 and step < 0:
             run.evaluate(agent.act, eval_env)
@@ -338,8 +338,7 @@ def task_of(metadata: dict, args: Args) -> gym.envs.registration.EnvSpec:
     if walls[0] != walls[-1]:
         check([row[::-1] for row in walls[-1]] == walls[0], "the evaluation maze has other walls than the data's")
         task.kwargs["maze_map"] = [row[::-1] for row in task.kwargs["maze_map"]]
-    if args.success_ends_episode:
-        task.kwargs["continuing_task"] = False
+    task.kwargs |= {"continuing_task": False} if args.success_ends_episode else {}
     if (task.max_episode_steps or math.inf) > 10_000:  # pointmaze was recorded as one endless episode
         task.max_episode_steps = gym.registry.get(task.id, task).max_episode_steps
     return task
@@ -350,8 +349,8 @@ def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, gym.envs.r
     try:
         dataset = find_dataset(args.dataset_id)
         metadata, box = dataset.storage.metadata, dataset.action_space
-        bounded_vector = isinstance(box, gym.spaces.Box) and len(box.shape) == 1 and box.is_bounded()
-        check(bounded_vector, f"actions must be vectors in a bounded Box, not {box}")
+        vectors = isinstance(box, gym.spaces.Box) and len(box.shape) == 1
+        check(vectors and box.is_bounded(), f"actions must be vectors in a bounded Box, not {box}")
         task = task_of(metadata, args)
         columns, ends = read_episodes(dataset, args.success_ends_episode)
     except Exception as error:  # a damaged file fails in h5py, JSON or Minari, in many ways
@@ -375,8 +374,8 @@ def make_env(task: gym.envs.registration.EnvSpec, columns: dict, args: Args, vid
         if video:
             env.reset(seed=0)
             env.render()  # fails here, before anything is written, where nothing can be drawn
-            folder, trigger = Path(args.run_dir, args.run_name, "videos"), lambda episode: episode % args.eval_episodes == 0
-            env = gym.wrappers.RecordVideo(env, str(folder), trigger)
+            folder = str(Path(args.run_dir, args.run_name, "videos"))
+            env = gym.wrappers.RecordVideo(env, folder, lambda episode: episode % args.eval_episodes == 0)
     except Exception as error:
         hint = "; --capture-video needs a display, or MUJOCO_GL=egl or osmesa" * video
         check(False, f"cannot build {task.id} {task.kwargs}: {error}{hint}")
@@ -404,13 +403,15 @@ class ReplayBuffer:
 
     def add(self, **transition) -> None:
         """Append one transition, given by the names of the columns."""
-        row = np.concatenate([np.ravel(transition[name]) for name in self.shapes])
-        self.rows[self.size] = torch.from_numpy(row)
+        self.rows[self.size] = torch.from_numpy(np.concatenate([np.ravel(transition[name]) for name in self.shapes]))
         self.size += 1
 
-    def sample(self, batch_size: int) -> dict[str, torch.Tensor]:
-        """Uniform with replacement over all that is held: each column as (batch_size,) or (batch_size, dim)."""
-        index = torch.randint(self.size, (batch_size,), device=self.rows.device)
+    def sample(self, batch_size: int, offline_ratio: float | None = None) -> dict[str, torch.Tensor]:
+        """Uniform with replacement over all that is held: each column as (batch_size,) or (batch_size, dim).
+        With an offline_ratio: that share from the data set (first in the batch), the rest from the online transitions."""
+        first, offline = (0, 0) if offline_ratio is None else (self.offline_size, round(offline_ratio * batch_size))
+        index = torch.randint(first, self.size, (batch_size,), device=self.rows.device)
+        index[:offline] = torch.randint(self.offline_size, (offline,), device=self.rows.device)
         parts = self.rows[index].split(self.widths, dim=1)
         return {name: part if shape else part[:, 0] for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
@@ -558,15 +559,14 @@ class Run:
         for key in ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias"):
             check(old[key] == new[key], f"{path} does not fit: its {key} is {old[key]}, not {new[key]}")
         try:
-            self.agent.load_state_dict(state["agent"])
+            self.agent.load_state_dict(state["agent"], strict=bool(self.args.resume))  # scripts may differ in one network
             groups = state["optimizer"] if self.args.resume else self.agent.optimizer.state_dict()  # a new step size wins
             self.agent.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups["param_groups"]})
         except (RuntimeError, ValueError) as error:
             check(False, f"{path} does not fit the networks of this run: {' '.join(str(error).split())}")
         if not self.args.resume:
             return {}
-        for name in PROGRESS:
-            setattr(self, name, state[name])
+        vars(self).update({name: state[name] for name in PROGRESS})
         self.buffer.size += state["online_size"]
         self.buffer.rows[self.buffer.offline_size : self.buffer.size] = state["online"].to(self.buffer.rows.device)
         if len(state["rng"]) == len(self.rng.get_rng_state()):  # else the run moved to another kind of device
@@ -620,7 +620,14 @@ def set_up(args: Args) -> torch.device:
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision(args.matmul_precision)
     gym.logger.min_level = gym.logger.ERROR  # v4 tasks announce their age each time they are built
-    return torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
+    if args.compile:
+        try:
+            torch.compile(torch.square)(torch.ones(1, device=device))
+        except Exception:  # no C++ compiler, no Python headers, ...
+            print("note: torch.compile does not work on this machine; the loss runs without it")
+            args.compile = False
+    return device
 
 
 def parse_args(argv: list[str]) -> Args:

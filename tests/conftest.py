@@ -21,7 +21,7 @@ import iql  # noqa: E402
 torch.set_num_threads(1)
 TASK = "InvertedPendulum-v5"  # 4 observations, 1 action in [-3, 3], short episodes that really end
 TINY = ["--batch-size", "16", "--eval-episodes", "2", "--eval-every", "30", "--checkpoint-every", "25"]
-TINY += ["--offline-steps", "60", "--online-steps", "90"]
+TINY += ["--offline-steps", "60", "--online-steps", "90", "--no-compile"]
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ OBS, ACT, B = 5, 2, 64
 @pytest.fixture
 def args():
     torch.set_float32_matmul_precision("highest")
-    return dataclasses.replace(iql.Args(), expectile=0.8, beta=2.0, gamma=0.9)
+    return dataclasses.replace(iql.Args(), expectile=0.8, beta=2.0, gamma=0.9, compile=False)
 
 
 def make_agent(args, seed=0):
@@ -219,7 +219,7 @@ def test_actor_learning_rate_follows_the_cosine_and_comes_back(monkeypatch):
     assert actor[0] == 3e-4
     assert [actor[2], actor[4], actor[6]] == pytest.approx([2.56066e-4, 1.5e-4, 4.3934e-5], rel=1e-4)
     assert actor[8:] == [3e-4, 3e-4]
-    assert all(rate[1:] == [3e-4, 3e-4] for rate in rates)
+    assert all(rate[1:] == [3e-4] for rate in rates)
 
 
 def test_paper_settings_name_real_arguments():

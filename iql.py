@@ -495,7 +495,7 @@ class Run:
         self.lap()
         returns, successes = [], []  # one entry per episode; no successes where the task does not tell
         for episode in range(self.args.eval_episodes):
-            seed, success = self.seed(1, self.step + self.args.offline_steps, episode), None
+            seed, success = self.seed(1 + (self.step > 0), abs(self.step), episode), None
             obs, info = env.reset(seed=seed)
             while "episode" not in info:
                 action = act(torch.from_numpy(obs).to(self.buffer.rows.device), deterministic=True).cpu().numpy()

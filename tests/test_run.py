@@ -234,7 +234,9 @@ def test_offline_checkpoint_starts_at_the_switch(whole):
     """The fine-tuning of the whole run, from its offline.pt: the same networks at the switch, then an online phase."""
     flags = ["--dataset-id", "test/pendulum/random-v0", *TINY]
     tuned = run(*flags, "--offline-checkpoint", whole / "offline.pt", "--run-name", "tuned")
-    assert [int(row["step"]) for row in csv.DictReader(open(tuned / "eval.csv"))] == [0, 0, 30, 30, 60, 60, 90, 90]
+    rows = list(csv.DictReader(open(tuned / "eval.csv")))
+    assert [int(row["step"]) for row in rows] == [0, 0, 30, 30, 60, 60, 90, 90]
+    assert [row["seed"] for row in rows] == [row["seed"] for row in csv.DictReader(open(whole / "eval.csv"))][2:]  # same starts
     offline, again = (torch.load(folder / "offline.pt", weights_only=True) for folder in (whole, tuned))
     assert all(torch.equal(tensor, again["agent"][name]) for name, tensor in offline["agent"].items())
     assert json.loads((tuned / "summary.json").read_text())["updates_per_second"] is None

@@ -21,7 +21,7 @@ Deviations from the authors' code (github.com/ikostrikov/implicit_q_learning):
  4. --normalize-returns takes the returns of the recorded episodes; the authors look for jumps between observations.
  5. Goal tasks: observations hold the desired goal too; episodes end at the first success, in data and environment.
  6. The actor's learning rate is constant, as in their fine-tuning script; --actor-lr-decay is their offline script's.
- 7. The settings for pointmaze are ours (antmaze's), and so are the budgets for locomotion, kitchen and pointmaze.
+ 7. The settings for pointmaze are ours (antmaze's, with the decay), so are the budgets of locomotion, kitchen, pointmaze.
  8. Matrix products may round their inputs to bfloat16 where the CPU can; --matmul-precision highest forbids it.
 
     python iql.py                                         # bundled hopper data: 100k updates, then 50k env steps
@@ -99,7 +99,7 @@ PAPER_SETTINGS = {
     **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], {"expectile": 0.7, "beta": 3.0, "normalize_returns": True}),
     **dict.fromkeys(["pen", "door", "hammer", "relocate", "kitchen"], {"beta": 0.5, "dropout": 0.1} | FINE_TUNE),
     "antmaze": MAZE | FINE_TUNE | {"eval_every": 100_000, "eval_episodes": 100},
-    "pointmaze": MAZE,
+    "pointmaze": MAZE | {"actor_lr_decay": True, "eval_episodes": 24},
 }
 
 NETWORKS = "iql"  # scripts with the same word here accept each other's offline.pt

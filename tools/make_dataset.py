@@ -254,6 +254,8 @@ def record_sac(args: SACArgs) -> dict:
         reference, source = D4RL_REFERENCES[name], "D4RL v2 (measured on gym's v2 tasks)"
     env, rng = gym.make(args.env_id), np.random.default_rng(args.seed + 1)
     agent, policy_return, train_steps = None, None, 0
+    if args.level != "random" and args.train_steps < 15_000:
+        raise SystemExit("--train-steps must be at least 15000: the policy is first evaluated there")
     if args.level != "random":
         third = reference[0] + (reference[1] - reference[0]) / 3
         agent, seen, policy_return, train_steps = train_sac(args, np.inf if args.level == "expert" else third)

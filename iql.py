@@ -619,6 +619,7 @@ def set_up(args: Args) -> torch.device:
         check(importlib.util.find_spec(package) is not None, f"this needs {package}: pip install {package}")
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision(args.matmul_precision)
+    torch.set_flush_denormal(True)  # where a ReLU is dead, Adam's moments decay to numbers that slow a CPU down
     gym.logger.min_level = gym.logger.ERROR  # v4 tasks announce their age each time they are built
     device = torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
     if args.compile:

@@ -6,8 +6,9 @@
 Updates: hopper's sizes, 2x256 networks, batches of 256, sampling included. The twin stands for the popular PyTorch ports
 of IQL: a module per critic, called in a Python loop; a default Adam per network; the three losses one after the other,
 each with its own backward pass and an .item() at every step; Polyak in a Python loop; a batch gathered tensor by tensor.
-It computes in float32 ("highest"); ours at both settings of --matmul-precision. All three take turns in short blocks, in
-changing order, so that another process on the machine slows all alike; a ratio compares blocks of one turn.
+It computes in float32 ("highest"), denormal numbers included; ours as iql.py does by default, compiled where that works,
+and at both settings of --matmul-precision. All three take turns in short blocks, in changing order, so that another
+process on the machine slows all alike; a ratio compares blocks of one turn.
 
 Online steps: what the online loop of iql.py adds to the simulator (acting, conversions, wrappers, the buffer, but not
 the update), as the time of its steps less that of the bare environment for the same actions from the same resets.
@@ -116,6 +117,7 @@ def time_updates(args: Args, columns: dict[str, np.ndarray], agent: iql.Agent) -
     for block in range(-1, args.blocks):
         for name in order[block % 3 :] + order[: block % 3]:
             torch.set_float32_matmul_precision(name.split(", ")[1])
+            torch.set_flush_denormal(name.startswith("iql.py"))  # as iql.set_up does; a port does not
             ms = 1000 * seconds(contestants[name], args.updates_per_block if block >= 0 else 20)
             milliseconds[name] += [ms] * (block >= 0)  # block -1 warms up
     print(f"\nms per update; speed, as a multiple of the twin's ({args.blocks} blocks of {args.updates_per_block} updates)")

@@ -26,10 +26,11 @@ TINY += ["--offline-steps", "60", "--online-steps", "90", "--no-compile"]
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch, tmp_path):
-    """A Minari folder and a working directory of its own, and the signal handlers as they were."""
+    """A Minari folder and a working directory of its own, the signal handlers as they were."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(iql, "LOG_EVERY", 10)
+    torch.set_float32_matmul_precision("highest")  # a run in an earlier test has lowered it
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in handlers.items():

@@ -622,6 +622,7 @@ def set_up(args: Args) -> torch.device:
     torch.set_flush_denormal(True)  # where a ReLU is dead, Adam's moments decay to numbers that slow a CPU down
     gym.logger.min_level = gym.logger.ERROR  # v4 tasks announce their age each time they are built
     device = torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # torch.compile: "No CUDA runtime is found"
     if args.compile:
         try:
             torch.compile(torch.square)(torch.ones(1, device=device))

@@ -1,6 +1,7 @@
 """How fast iql.py is: its update against the usual way to write it, its online step, its loader. CPU only.
 
     python benchmark/speed.py                      # updates, then online steps
+    python benchmark/speed.py --o3f                # a whole online step of o3f.py against that of iql.py
     python benchmark/speed.py --load 1000000       # seconds to read a million transitions
 
 Updates: hopper's sizes, 2x256 networks, batches of 256, sampling included. The twin stands for the popular PyTorch ports
@@ -12,6 +13,8 @@ process on the machine slows all alike; a ratio compares blocks of one turn.
 
 Online steps: what the online loop of iql.py adds to the simulator (acting, conversions, wrappers, the buffer, but not
 the update), as the time of its steps less that of the bare environment for the same actions from the same resets.
+
+--o3f: both scripts with 5 critics, in turn, in one block the same number of online steps with their updates.
 """
 
 import copy
@@ -34,6 +37,7 @@ from minari.data_collector import EpisodeBuffer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import iql  # noqa: E402
+import o3f  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -46,6 +50,8 @@ class Args:
     """turns; each gives one ratio"""
     updates_per_block: int = 200
     """updates, and environment steps, of a block"""
+    o3f: bool = False
+    """measure the online steps of o3f.py instead: act, environment, buffer and update"""
     load: int = 0
     """measure the loader instead, on this many transitions"""
 
@@ -162,6 +168,34 @@ def time_online_steps(args: Args, columns: dict[str, np.ndarray], agent: iql.Age
         print(f"| {name} | {spread(values)} |")
 
 
+def time_o3f(args: Args, columns: dict[str, np.ndarray], task) -> None:
+    """Print milliseconds per online step, update included, of iql.py and o3f.py with 5 critics, and their ratio."""
+    milliseconds = {"iql.py, 5 critics": [], "o3f.py": []}
+    loops = {}
+    for name, script in zip(milliseconds, (iql, o3f)):
+        settings = script.Args(num_critics=5)
+        agent = script.Agent(columns["obs"].shape[1], columns["actions"].shape[1], settings, CPU)
+        loops[name] = agent, iql.ReplayBuffer(columns, (args.blocks + 1) * args.updates_per_block, CPU)
+        loops[name] += (iql.make_env(task, columns, iql.Args()),)
+    for block in range(-1, args.blocks):  # block -1 warms up
+        for name in list(loops)[:: 1 if block % 2 else -1]:
+            agent, buffer, env = loops[name]
+            obs, _ = env.reset(seed=block + 1)
+            choose = getattr(agent, "explore", lambda x, agent=agent: agent.act(x, deterministic=False))
+            start = time.perf_counter()
+            for _ in range(args.updates_per_block):
+                action = choose(torch.from_numpy(obs)).numpy()
+                next_obs, reward, terminated, truncated, _ = env.step(action)
+                buffer.add(obs=obs, actions=action, rewards=float(reward), next_obs=next_obs, terminations=terminated)
+                agent.update(buffer.sample(256))
+                obs = env.reset()[0] if terminated or truncated else next_obs
+            milliseconds[name] += [1000 * (time.perf_counter() - start) / args.updates_per_block] * (block >= 0)
+    print(f"\nms per online step on {task.id} ({args.blocks} blocks of {args.updates_per_block} steps); cost in iql.py's")
+    print("| | ms min | median | max | cost min | median | max |\n|---|---|---|---|---|---|---|")
+    for name, ms in milliseconds.items():
+        print(f"| {name} | {spread(ms)} | {spread(np.divide(ms, milliseconds['iql.py, 5 critics']))} |")
+
+
 def time_loading(transitions: int) -> None:
     """Print the seconds that iql.read_episodes takes, on data made up for it, with few long and many short episodes."""
     rng, obs_dim, act_dim = np.random.default_rng(0), 29, 8
@@ -193,6 +227,11 @@ def main(args: Args) -> None:
     torch.manual_seed(0)
     columns, _, task, _ = iql.load_data(iql.Args())
     print(f"torch {torch.__version__}, {args.threads} threads, load of the machine {os.getloadavg()[0]:.1f}")
+    if args.o3f:
+        torch.set_float32_matmul_precision("medium")
+        torch.set_flush_denormal(True)
+        time_o3f(args, columns, task)
+        return
     agent = iql.Agent(columns["obs"].shape[1], columns["actions"].shape[1], iql.Args(), CPU)
     time_updates(args, columns, agent)
     time_online_steps(args, columns, agent, task)

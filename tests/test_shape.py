@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import difflib
+import importlib
 import io
 import re
 import tokenize
@@ -96,8 +98,40 @@ def test_every_argument_has_its_help(path):
         assert re.search(r"# \S", line), line
 
 
-def test_order_of_sections():
-    text = (ROOT / "iql.py").read_text()
-    marks = ['"""IQL', "import contextlib", "class Args", "PAPER_SETTINGS = ", "def mlp", "class Agent", "def main", "# ===="]
+CHANGED_LINES = {"o3f.py": ("iql.py", 60)}  # outside docstring, Args and PAPER_SETTINGS
+
+
+def core(path):
+    """The lines that count in a diff to the parent."""
+    text = path.read_text()
+    text = text[text.index('"""\n\nimport') :]
+    text = re.sub(r"# ---- end of shared arguments ----\n.*?\n\n\n", "", text, count=1, flags=re.S)
+    text = re.sub(r"(# [^\n]*\n)*(FINE_TUNE|PAPER_SETTINGS) = .*?\nNETWORKS", "NETWORKS", text, count=1, flags=re.S)
+    return text.splitlines()
+
+
+@pytest.mark.parametrize("name", CHANGED_LINES)
+def test_the_diff_to_the_parent_is_short(name):
+    parent, limit = CHANGED_LINES[name]
+    assert f"\nParent: {parent}" in (ROOT / name).read_text()
+    diff = difflib.unified_diff(core(ROOT / parent), core(ROOT / name), n=0, lineterm="")
+    changed = [line for line in diff if re.match(r"[+-](?![+-]{2} )", line)]
+    assert 0 < len(changed) <= limit
+
+
+def test_every_script_has_its_page_and_its_rows():
+    for path in SCRIPTS:
+        keys = importlib.import_module(path.stem).KEYS
+        page = (ROOT / "docs" / f"{path.stem}.md").read_text()
+        documented = set(re.findall(r"`((?:offline|online|eval|eval_learner|time)/[a-z_]+)`", page))
+        assert documented == {*keys, "time/updates_per_second", "time/env_steps_per_second"}, path.name
+        for table in ("README.md", "docs/family.md"):
+            assert f"{path.name}`" in (ROOT / table).read_text(), table
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_order_of_sections(path):
+    text = path.read_text()
+    marks = ['"""', "import contextlib", "class Args", "PAPER_SETTINGS = ", "def mlp", "class Agent", "def main", "# ===="]
     places = [text.index(mark) for mark in marks]
     assert places == sorted(places)

@@ -583,8 +583,8 @@ class Run:
         """Networks and optimizer from a checkpoint; to resume, all the rest too, and how long the logs were is returned."""
         state = load_checkpoint(path)
         old, new = state["args"] | state, vars(self.args) | self.identity
-        for key in ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias"):
-            check(old[key] == new[key], f"{path} does not fit: its {key} is {old[key]}, not {new[key]}")
+        for key in ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "normalize_returns"):
+            check(old.get(key) == new.get(key), f"{path} does not fit: its {key} is {old.get(key)}, not {new.get(key)}")
         try:
             self.agent.load_state_dict(state["agent"], strict=bool(self.args.resume))  # scripts may differ in one network
             groups = state["optimizer"] if self.args.resume else self.agent.optimizer.state_dict()  # a new step size wins

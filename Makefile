@@ -12,7 +12,7 @@ $(VENV)/installed: requirements.txt
 
 demo: $(VENV)/installed
 	rm -rf runs/demo
-	$(RUN) iql.py --dataset-id o2o/pointmaze/large-v0 --offline-steps 20000 --online-steps 5000 --run-name demo
+	$(RUN) o3f.py --dataset-id o2o/pointmaze/large-v0 --offline-steps 20000 --online-steps 5000 --run-name demo
 	$(RUN) benchmark/plot.py runs/demo --out runs/demo/curve.png
 
 test: $(VENV)/installed

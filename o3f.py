@@ -290,8 +290,7 @@ def main(args: Args) -> None:
 SCRIPT, BUNDLED = Path(__file__), Path(__file__).resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
 PROGRESS = ("phase", "step", "episode", "history", "seconds")  # attributes of Run that a resumed run goes on with
-# Mean returns of a random policy and of an expert, for mujoco/* data, which have no references of their own: D4RL v2
-# (d4rl/infos.py), measured on gym's v2 tasks. On v5 tasks they give a comparable scale, not a comparable number.
+# Mean returns of a random policy and of an expert, for mujoco/* data, which name none: D4RL v2, measured on gym's v2 tasks.
 REFERENCE_SCORES = {"hopper": (-20.272305, 3234.3), "halfcheetah": (-280.178953, 12135.0)}
 REFERENCE_SCORES |= {"walker2d": (1.629008, 4592.3), "ant": (-325.6, 3879.7)}
 
@@ -317,7 +316,6 @@ def find_dataset(dataset_id: str) -> minari.MinariDataset:
     for folder in (BUNDLED, minari.storage.get_dataset_path()):
         if (folder / dataset_id / "data").is_dir():
             return minari.MinariDataset(folder / dataset_id / "data")
-    logging.disable(logging.WARNING)  # without a network, the hub's client retries for half a minute, with many words
     try:
         return minari.load_dataset(dataset_id, download=True)
     except Exception as error:
@@ -401,11 +399,9 @@ def make_env(task: gym.envs.registration.EnvSpec, columns: dict, args: Args, vid
         if video:
             env.reset(seed=0)
             env.render()  # fails here, before anything is written, where nothing can be drawn
-            folder = str(Path(args.run_dir, args.run_name, "videos"))
-            env = gym.wrappers.RecordVideo(env, folder, lambda episode: episode % args.eval_episodes == 0)
+            env = gym.wrappers.RecordVideo(env, f"{args.run_dir}/{args.run_name}/videos", lambda n: n % args.eval_episodes == 0)
     except Exception as error:
-        hint = "; --capture-video needs a display, or MUJOCO_GL=egl or osmesa" * video
-        check(False, f"cannot build {task.id} {task.kwargs}: {error}{hint}")
+        check(False, f"cannot build {task.id} {task.kwargs}: {error}" + video * "; --capture-video may need MUJOCO_GL=egl")
     dims = [gym.spaces.flatdim(env.observation_space), gym.spaces.flatdim(env.action_space)]
     in_data = [columns[name].shape[1] for name in ("obs", "actions")]
     check(dims == in_data, f"{task.id} has {dims} observation and action entries, the data have {in_data}")
@@ -417,8 +413,7 @@ def make_env(task: gym.envs.registration.EnvSpec, columns: dict, args: Args, vid
 
 
 class ReplayBuffer:
-    """Transitions as rows of one preallocated tensor, so that a batch is one gather: first the data set's columns, each
-    (N,) or (N, dim), then up to `capacity` transitions more."""
+    """Transitions as rows of one tensor (a batch is one gather): the data set's, then up to `capacity` from interaction."""
 
     def __init__(self, columns: dict[str, np.ndarray], capacity: int, device: torch.device):
         self.shapes = {name: column.shape[1:] for name, column in columns.items()}
@@ -455,7 +450,7 @@ class Run:
         offsets = self.restore(args.resume or args.offline_checkpoint) if args.resume or args.offline_checkpoint else {}
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            self.files = {name: open(self.dir / name, "a", newline="") for name in ("metrics.csv", "eval.csv")}
+            self.files = {name: open(self.dir / name, "a", 1, newline="") for name in ("metrics.csv", "eval.csv")}
         except OSError as error:
             check(False, f"cannot write to {self.dir}: {error.strerror}")
         self.tables = {name: csv.writer(file, lineterminator="\n") for name, file in self.files.items()}
@@ -500,7 +495,6 @@ class Run:
     def log(self, values: dict[str, float], speed: dict[str, float]) -> None:
         """Scalars to metrics.csv and TensorBoard; `speed`, which depends on the clock, to TensorBoard only."""
         self.tables["metrics.csv"].writerow([self.step, *(values.get(key) for key in KEYS)])
-        self.files["metrics.csv"].flush()
         for key, value in (values | speed).items():
             self.tensorboard.add_scalar(key, value, self.step)
 
@@ -532,7 +526,6 @@ class Run:
             successes += [] if success is None else [success]
             row = [self.step, self.phase, policy, episode, seed, returns[-1], int(info["episode"]["l"]), success]
             self.tables["eval.csv"].writerow(row)
-        self.files["eval.csv"].flush()
         values = {"return": float(np.mean(returns))}
         if self.references:
             low, high = self.references
@@ -575,8 +568,8 @@ class Run:
     def write_latest(self, state: dict) -> None:
         for name, tensor in state["agent"].items():
             check(bool(tensor.isfinite().all()), f"diverged: {name} is not finite at {self.phase} step {self.step}", 3)
-        first = self.buffer.offline_size
-        save(state | {"online": self.buffer.rows[first : first + state["online_size"]].clone()}, self.dir / "latest.pt")
+        online = self.buffer.rows[self.buffer.offline_size :][: state["online_size"]].clone()
+        save(state | {"online": online}, self.dir / "latest.pt")
         self.saved = state["step"]
 
     def restore(self, path: str) -> dict[str, int]:
@@ -649,7 +642,7 @@ def set_up(args: Args) -> torch.device:
     torch.set_flush_denormal(True)  # where a ReLU is dead, Adam's moments decay to numbers that slow a CPU down
     gym.logger.min_level = gym.logger.ERROR  # v4 tasks announce their age each time they are built
     device = torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # torch.compile: "No CUDA runtime is found"
+    logging.disable(logging.WARNING)  # the hub's client without a network, torch.compile without a GPU
     if args.compile:
         try:
             torch.compile(torch.square)(torch.ones(1, device=device))

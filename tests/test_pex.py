@@ -227,6 +227,27 @@ def test_interrupted_and_resumed_is_the_same_run(monkeypatch, updates):
     assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
 
 
+def test_resumed_in_the_first_episode_expands_again_to_the_same_bytes(monkeypatch):
+    pendulum()
+    whole, add, count = run("--run-name", "whole"), pex.ReplayBuffer.add, [0]
+
+    def counting(self, **transition):
+        count[0] += 1
+        if count[0] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return add(self, **transition)
+
+    monkeypatch.setattr(pex.ReplayBuffer, "add", counting)
+    with pytest.raises(SystemExit):
+        run("--run-name", "halves")
+    monkeypatch.setattr(pex.ReplayBuffer, "add", add)
+    state = torch.load("runs/halves/latest.pt", weights_only=True)
+    assert (state["phase"], state["step"]) == ("online", 0)
+    halves = run("--resume", "runs/halves/latest.pt")
+    assert (whole / "metrics.csv").read_bytes() == (halves / "metrics.csv").read_bytes()
+    assert (whole / "eval.csv").read_bytes() == (halves / "eval.csv").read_bytes()
+
+
 def test_offline_checkpoints_of_iql_and_pex_serve_each_other(capsys):
     pendulum()
     iql.main(iql.parse_args(["--dataset-id", "test/pendulum/random-v0", *TINY, "--online-steps", "0", "--run-name", "iql"]))

@@ -428,10 +428,11 @@ class ReplayBuffer:
         self.rows[self.size] = torch.from_numpy(np.concatenate([np.ravel(transition[name]) for name in self.shapes]))
         self.size += 1
 
-    def sample(self, batch_size: int, offline_ratio: float | None = None) -> dict[str, torch.Tensor]:
-        """Uniform with replacement over all that is held: each column as (batch_size,) or (batch_size, dim).
-        With an offline_ratio: that share from the data set (first in the batch), the rest from the online transitions."""
-        first, offline = (0, 0) if offline_ratio is None else (self.offline_size, round(offline_ratio * batch_size))
+    def sample(self, batch_size: int, offline_ratio: float | None = None, newest: int = sys.maxsize) -> dict[str, torch.Tensor]:
+        """Uniform with replacement over all that is held: each column as (batch_size,) or (batch_size, dim). With an
+        offline_ratio: that share from the data set (first in the batch), the rest from the `newest` online transitions."""
+        start = max(self.offline_size, self.size - newest)
+        first, offline = (0, 0) if offline_ratio is None else (start, round(offline_ratio * batch_size))
         index = torch.randint(first, self.size, (batch_size,), device=self.rows.device)
         index[:offline] = torch.randint(self.offline_size, (offline,), device=self.rows.device)
         parts = self.rows[index].split(self.widths, dim=1)
@@ -566,8 +567,8 @@ class Run:
         return copy.deepcopy(state | {"online_size": self.buffer.size - self.buffer.offline_size})
 
     def write_latest(self, state: dict) -> None:
-        for name, tensor in state["agent"].items():
-            check(bool(tensor.isfinite().all()), f"diverged: {name} is not finite at {self.phase} step {self.step}", 3)
+        broken = [name for name, x in state["agent"].items() if torch.is_tensor(x) and not x.isfinite().all()]
+        check(not broken, f"diverged: {', '.join(broken)} not finite at {self.phase} step {self.step}", 3)
         online = self.buffer.rows[self.buffer.offline_size :][: state["online_size"]].clone()
         save(state | {"online": online}, self.dir / "latest.pt")
         self.saved = state["step"]
@@ -597,8 +598,7 @@ class Run:
         """Write summary.json and the final latest.pt, and print the summary."""
         first, last, (offline, online) = self.history[0], self.history[self.args.online_steps], self.seconds.values()
         scores = [values["score"] for step, values in self.history.items() if step > 0 and self.references]
-        summary = {"offline_score": first.get("score"), "final_score": last.get("score")}
-        summary |= {"offline_return": first["return"], "final_return": last["return"]}
+        summary = {f"{at}_{x}": row.get(x) for x in ("score", "return") for at, row in (("offline", first), ("final", last))}
         summary["worst_drop"] = max(0.0, first["score"] - min(scores)) if scores else None
         summary["regret"] = float(np.mean(np.clip(1 - np.array(scores) / 100, 0, 1))) if scores else None
         summary["updates_per_second"] = self.args.offline_steps / offline or None

@@ -1,0 +1,367 @@
+"""Jump start: the gate's decisions against hand-made numbers, who acts when, what is frozen, and a resumed run."""
+
+import csv
+import dataclasses
+import math
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, pendulum
+
+import iql
+import jsrl_finetune as jsrl
+
+OBS, ACT, B = 5, 2, 64
+QUICK = [*TINY, "--calibration-episodes", "3", "--min-episodes", "2"]
+
+
+def make_gate(stage=1, guide=((100.0, 1000, False),), random_return=0.0, **settings):
+    gate = jsrl.Gate(dataclasses.replace(jsrl.Args(), **settings), stage, random_return)
+    gate.guide = [list(episode) for episode in guide]
+    return gate
+
+
+def feed(gate, returns, guide_share=0.5):
+    """Finished episodes; the verdict on the last one (None if there was none)."""
+    for value in returns:
+        logged = gate.after_episode({"r": value, "l": 1000}, False, guide_share)
+    return logged.get("online/gate_verdict")
+
+
+def test_horizons_of_the_stages():
+    gate = make_gate()
+    stages = [setattr(gate, "stage", k) or gate.horizons() for k in range(11)]
+    assert stages == [[math.inf], [900], [800], [700], [600], [500], [400], [300], [200], [100], [0]]
+    drawn = make_gate(schedule="random", guide=[(1.0, 300, True), (0.0, 600, False)]).horizons()
+    assert drawn == [270, 240, 210, 180, 150, 120, 90, 60, 30, 0]  # the unsolved episode does not count
+    assert make_gate(guide=[(0.0, 600, False)] * 3).horizons() == [540]
+    assert make_gate(stage=10, guide=(), schedule="direct").horizons() == [0]
+
+
+CERTAIN = {"min_episodes": 3, "z_advance": 1.0, "z_retreat": 1.0}
+
+
+@pytest.mark.parametrize(
+    "returns, lower, upper, verdict",
+    [([96, 97, 95], 95.42, 96.58, 1), ([90, 100, 98], 92.94, 99.06, 0), ([60, 70, 65], 62.11, 67.89, -1)],
+)
+def test_gate_on_returns_with_a_spread(returns, lower, upper, verdict):
+    gate = make_gate(stage=2, guide=[(100.0, 1000, False)] * 4, **CERTAIN)
+    assert feed(gate, returns[:2]) is None
+    assert gate.bounds()[2] == 95
+    logged = gate.after_episode({"r": returns[2], "l": 1000}, False, 0.5)
+    assert logged["online/stage"] == 2
+    assert logged["online/gate_estimate"] == pytest.approx(np.mean(returns))
+    assert logged["online/gate_lower"] == pytest.approx(lower, abs=0.01)
+    assert logged["online/gate_upper"] == pytest.approx(upper, abs=0.01)
+    assert (logged["online/gate_threshold"], logged["online/gate_verdict"], gate.stage) == (95, verdict, 2 + verdict)
+    assert (gate.returns, gate.acted) == (([], 0) if verdict else (returns, 3))
+
+
+def test_gate_without_a_margin_advances_earlier():
+    assert feed(make_gate(guide=[(100.0, 1000, False)] * 4, **(CERTAIN | {"z_advance": 0.0})), [90, 100, 98]) == 1
+
+
+def test_the_error_of_the_guides_mean_counts():
+    gate = make_gate(guide=[(95.0, 1000, False), (105.0, 1000, False)], **CERTAIN)  # SE_g = 5
+    assert feed(gate, [96, 97, 95]) == 0
+    spread = 0.25 * np.std([95, 105], ddof=1)  # more than that of the three returns
+    assert gate.bounds()[0] == pytest.approx(96 - math.sqrt(spread**2 / 3 + 25))
+
+
+def test_tolerance_is_a_share_of_the_lead_over_a_random_policy():
+    for guide, random_return, threshold in ((100.0, 20.0, 96.0), (-100.0, -300.0, -110.0), (50.0, 0.0, 47.5)):
+        gate = make_gate(guide=[(guide, 9, False)] * 2, random_return=random_return)
+        gate.returns = [1.5, 2.0]
+        assert gate.bounds()[2] == pytest.approx(threshold)
+
+
+@pytest.mark.parametrize("ones, lower, upper, verdict", [(9, 0.766, 0.961, 1), (6, 0.443, 0.739, -1), (2, 0.104, 0.351, -1)])
+def test_wilson_bounds_for_returns_of_0_or_1(ones, lower, upper, verdict):
+    guide = [(1.0, 100, True)] * 16 + [(0.0, 600, False)] * 4  # 0.8
+    gate = make_gate(guide=guide, min_episodes=10, window=20, z_advance=1.0, z_retreat=1.0)
+    gate.returns, gate.acted = [1.0] * ones + [0.0] * (10 - ones), 9
+    assert gate.bounds() == pytest.approx((lower, upper, 0.75), abs=1e-3)
+    last = gate.returns.pop()
+    assert feed(gate, [last]) == verdict
+
+
+def test_the_guide_drives_again_after_a_retreat_and_its_statistics_grow():
+    gate = make_gate(stage=1, guide=[(100.0, 1000, False)] * 10)
+    assert feed(gate, [1, 2, 3, 4, 5]) == -1
+    assert (gate.stage, gate.horizons()) == (0, [math.inf])
+    assert feed(gate, [99.0] * 4, guide_share=1.0) is None
+    assert gate.stage == 0
+    feed(gate, [99.0], guide_share=1.0)
+    assert (gate.stage, len(gate.guide), gate.returns) == (1, 15, [])
+
+
+def test_episodes_that_end_before_the_learner_acts_are_no_ground_for_a_decision():
+    gate = make_gate(guide=[(100.0, 1000, False)] * 10)
+    assert feed(gate, [100.0] * 30, guide_share=1.0) is None
+    assert len(gate.returns) == 10  # the window
+    assert feed(gate, [100.0] * 4) is None
+    assert feed(gate, [100.0]) == 1
+
+
+def test_a_learner_as_good_as_the_guide_takes_over_in_the_fewest_episodes():
+    gate, episodes = make_gate(stage=0, guide=()), 0
+    while gate.stage < 10:
+        feed(gate, [100.0], guide_share=1.0 if gate.stage == 0 else 0.5)
+        episodes += 1
+    assert episodes == 10 + 9 * 5
+    assert feed(gate, [100.0] * 5) == 1
+    assert gate.stage == 10
+    feed(gate, [0.0] * 10)
+    assert gate.stage < 10  # watched to the end
+
+
+def test_a_worthless_learner_is_held_back():
+    means, stages = [], []
+    for seed in range(20):
+        rng, gate, returns = np.random.default_rng(seed), make_gate(stage=0, guide=()), []
+        for _ in range(60):
+            share = 1.0 if gate.stage == 0 else 1 - gate.stage / 10
+            returns.append(100 * share + rng.normal(0, 5))
+            feed(gate, returns[-1:], guide_share=share)
+            stages.append(gate.stage)
+        means.append(np.mean(returns[10:]))
+    assert np.mean(means) >= 100 * (1 - 1 / 10 - 0.05)
+    assert max(stages) <= 3
+    assert np.mean(np.array(stages) <= 2) > 0.99
+
+
+@pytest.mark.parametrize("average, best, stage", [(76.0, 80.0, 2), (75.9, 80.0, 1), (-105.0, -100.0, 2), (-105.1, -100.0, 1)])
+def test_curriculum(average, best, stage):
+    gate = make_gate(schedule="curriculum")
+    gate.best = best
+    for value in (average - 2, average + 2, average - 1, average + 1):
+        gate.after_evaluation(value)
+        assert gate.stage == 1
+    gate.after_evaluation(average)
+    assert (gate.stage, gate.best) == (stage, max(best, average))
+
+
+def test_curriculum_advances_on_its_first_full_window_and_never_retreats():
+    gate, stages = make_gate(schedule="curriculum"), []
+    for value in [50] * 5 + [10] * 8 + [60] * 30:
+        gate.after_evaluation(value)
+        feed(gate, [0.0])  # training episodes do not matter
+        stages.append(gate.stage)
+    assert stages[3:6] == [1, 2, 2]
+    assert stages == sorted(stages)
+    assert stages[-1] == 10
+
+
+def test_random_draws_every_stage_equally_often():
+    owner = SimpleNamespace(args=SimpleNamespace(seed=0))
+    drawn = np.bincount([jsrl.Run.seed(owner, 3, episode) % 10 for episode in range(10_000)])
+    assert np.abs(drawn / 10_000 - 0.1).max() < 0.01
+
+
+def test_batches_hold_the_share_and_only_the_newest():
+    columns = {"obs": np.zeros((50, 1), np.float32), "rewards": np.full(50, -1, np.float32)}
+    buffer = jsrl.ReplayBuffer(columns, 300, torch.device("cpu"))
+    for reward in range(300):
+        buffer.add(obs=np.zeros(1, np.float32), rewards=np.float32(reward))
+    batches = [buffer.sample(256, 0.25, 100)["rewards"] for _ in range(20)]
+    assert all((batch[:64] == -1).all() and (batch[64:] >= 200).all() for batch in batches)
+    assert torch.cat([batch[64:] for batch in batches]).unique().tolist() == list(range(200, 300))
+    assert buffer.sample(20_000, 0.25)["rewards"][5_000:].unique().tolist() == list(range(300))
+
+
+def make_agent(**settings):
+    torch.manual_seed(0)
+    args = dataclasses.replace(jsrl.Args(), compile=False, beta=2.0, gamma=0.9, expectile=0.8, **settings)
+    return jsrl.Agent(OBS, ACT, args, torch.device("cpu"))
+
+
+def make_batch():
+    rng = np.random.default_rng(1)
+    batch = {"obs": rng.normal(size=(B, OBS)), "actions": rng.uniform(-1, 1, (B, ACT)), "rewards": rng.normal(size=B)}
+    batch |= {"next_obs": rng.normal(size=(B, OBS)), "terminations": (rng.random(B) < 0.3).astype(float)}
+    return {name: torch.tensor(column, dtype=torch.float32) for name, column in batch.items()}
+
+
+def test_losses_are_those_of_iql():
+    agent, batch = make_agent(), make_batch()
+    args = dataclasses.replace(iql.Args(), compile=False, beta=2.0, gamma=0.9, expectile=0.8)
+    parent = iql.Agent(OBS, ACT, args, torch.device("cpu"))
+    parent.load_state_dict(agent.state_dict(), strict=False)
+    for one, other in zip(agent.loss(batch)[1].values(), parent.loss(batch)[1].values()):
+        assert one.item() == other.item()
+
+
+def same(first, second):
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("init", ["warm", "cold"])
+def test_the_switch(init):
+    agent, batch = make_agent(init=init), make_batch()
+    agent.update(batch)
+    critic = agent.critic.weights[0].clone()
+    agent.jump_start(7.0)
+    assert same(agent.guide, agent.actor) == (init == "warm") == torch.equal(critic, agent.critic.weights[0])
+    assert same(agent.critic, agent.critic_target) == (init == "cold") == (not agent.optimizer.state)
+    assert (agent.gate.stage, agent.gate.random_return) == (0, 7)
+
+
+def test_while_calibrating_the_learners_policy_rests_and_afterwards_it_learns():
+    agent, batch = make_agent(), make_batch()
+    for _ in range(3):
+        agent.update(batch)
+    agent.jump_start(0.0)
+    for _ in range(3):
+        agent.update(batch, train_actor=False)
+    assert all(parameter.grad is None for parameter in agent.actor.parameters())
+    assert same(agent.guide, agent.actor)
+    value = agent.value[0].weight.clone()
+    agent.update(batch)
+    assert not same(agent.guide, agent.actor)
+    assert not torch.equal(value, agent.value[0].weight)
+
+
+def run(*flags):
+    start = [] if flags[0] == "--resume" else ["--dataset-id", "test/pendulum/random-v0", *QUICK]
+    args = jsrl.parse_args([*start, *flags])
+    jsrl.main(args)
+    return Path(args.run_dir, args.run_name)
+
+
+def rows(folder, name="metrics.csv"):
+    return list(csv.DictReader(open(folder / name)))
+
+
+@pytest.mark.parametrize("schedule", ["automatic", "curriculum", "random", "direct"])
+@pytest.mark.parametrize("init", ["warm", "cold"])
+def test_who_acts_what_is_frozen_and_what_the_gate_is_told(monkeypatch, schedule, init):
+    """One whole run per schedule, with every online action, update and gate input recorded."""
+    pendulum()
+    acted, updates, told, begun = [], [], [], []
+    act, update, after, start = jsrl.Agent.act, jsrl.Agent.update, jsrl.Gate.after_episode, jsrl.Agent.jump_start
+
+    def acting(self, obs, deterministic, guided=False):
+        if not deterministic:
+            acted.append(bool(guided))
+        return act(self, obs, deterministic, guided)
+
+    def updating(self, batch, train_actor=True):
+        metrics = update(self, batch, train_actor)
+        updates.append((len(begun), train_actor, same(self.guide, self.actor)))
+        if begun:
+            assert same(self.guide, begun[0])
+        return metrics
+
+    def telling(self, stats, solved, guide_share):
+        h = self.horizons() if schedule in ("automatic", "direct") else None  # the others may have moved since
+        told.append((float(stats["r"]), int(stats["l"]), guide_share, h, list(acted)))
+        acted.clear()
+        return after(self, stats, solved, guide_share)
+
+    def starting(self, random_return):
+        assert random_return == 5  # the data set's reference
+        start(self, random_return)
+        begun.append(jsrl.copy.deepcopy(self.guide))
+
+    monkeypatch.setattr(jsrl.Agent, "act", acting)
+    monkeypatch.setattr(jsrl.Agent, "update", updating)
+    monkeypatch.setattr(jsrl.Gate, "after_episode", telling)
+    monkeypatch.setattr(jsrl.Agent, "jump_start", starting)
+    flags = ["--reward-scale", "0.1", "--reward-bias", "-3", "--eval-every", "10", "--stages", "4"]
+    folder = run("--run-name", "run", "--schedule", schedule, "--init", init, *flags)
+
+    assert len(told) > 6
+    for number, (value, length, share, horizons, guided) in enumerate(told):
+        assert value == length - 1  # this task pays 1 a step but for the last: the gate sees raw returns
+        assert len(guided) == length
+        assert sum(guided) == share * length
+        assert guided == sorted(guided, reverse=True)  # first the guide, then the learner
+        if horizons:
+            assert sum(guided) == min(length, horizons[0])
+        assert (sum(guided) == length) or number >= 3 or schedule == "direct"
+    assert sum(not all(guided) for *_, guided in told) >= 3
+    online = [(train, equal) for after_switch, train, equal in updates if after_switch]
+    assert len(online) == 90 - 15  # from the 16th step on there is a batch
+    calibrating = [] if schedule == "direct" else range(sum(length for _, length, *_ in told[:3]) - 15)
+    assert [train for train, _ in online] == [False] * len(calibrating) + [True] * (75 - len(calibrating))
+    if init == "warm":
+        assert [equal for _, equal in online] == [not train for train, _ in online]
+    policies = {row["policy"] for row in rows(folder, "eval.csv") if int(row["step"]) > 0}
+    assert policies == {"actor", "learner"}
+    stages = [int(row["online/stage"]) for row in rows(folder) if row["online/stage"]]
+    assert stages[0] == (4 if schedule == "direct" else 0)
+    assert len(set(stages)) > 1 or schedule == "direct"
+    verdicts = [row for row in rows(folder) if row["online/gate_verdict"]]
+    assert bool(verdicts) == (schedule == "automatic")
+
+
+def test_the_mixture_in_evaluation():
+    calls = []
+    agent = SimpleNamespace(act=lambda obs, deterministic, guided: calls.append(guided) or torch.zeros(1))
+    env = gym.wrappers.RecordEpisodeStatistics(gym.make("Pendulum-v1", max_episode_steps=5))
+    env.episode_count = 3  # earlier evaluations do not matter
+    act = jsrl.mixture(agent, env, [math.inf, 2, 0])
+    for _ in range(4):
+        env.reset(seed=0)
+        for _ in range(5):
+            env.step(act(None, deterministic=True).numpy())
+    assert [sum(calls[i : i + 5]) for i in range(0, 20, 5)] == [5, 2, 0, 5]
+    assert calls[5:10] == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize("schedule", ["automatic", "curriculum", "random"])
+@pytest.mark.parametrize("updates", [30, 80, 120])
+def test_interrupted_and_resumed_is_the_same_run(monkeypatch, schedule, updates):
+    pendulum()
+    flags = ["--schedule", schedule, "--init", "cold", "--eval-every", "10"]
+    whole, update, count = run("--run-name", "whole", *flags), jsrl.Agent.update, [0]
+
+    def counting(self, batch, train_actor=True):
+        count[0] += 1
+        if count[0] == updates:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, batch, train_actor)
+
+    monkeypatch.setattr(jsrl.Agent, "update", counting)
+    with pytest.raises(SystemExit):
+        run("--run-name", "halves", *flags)
+    monkeypatch.setattr(jsrl.Agent, "update", update)
+    halves = run("--resume", "runs/halves/latest.pt")
+    for name in ("eval.csv", "metrics.csv"):
+        assert (whole / name).read_bytes() == (halves / name).read_bytes()
+    state, again = (torch.load(folder / "latest.pt", weights_only=True)["agent"] for folder in (whole, halves))
+    assert state.pop("_extra_state") == again.pop("_extra_state")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
+
+
+def test_offline_checkpoints_of_iql_and_jsrl_finetune_serve_each_other(capsys):
+    pendulum()
+    iql.main(iql.parse_args(["--dataset-id", "test/pendulum/random-v0", *TINY, "--online-steps", "0", "--run-name", "iql"]))
+    tuned = run("--offline-checkpoint", "runs/iql/offline.pt", "--run-name", "tuned")
+    start = torch.load("runs/iql/offline.pt", weights_only=True)["agent"]
+    final = torch.load(tuned / "latest.pt", weights_only=True)["agent"]
+    assert all(torch.equal(final[name.replace("actor.", "guide.", 1)], start[name]) for name in start if "actor." in name)
+    direct = run("--offline-checkpoint", str(tuned / "offline.pt"), "--run-name", "direct", "--schedule", "direct")
+    assert {row["online/stage"] for row in rows(direct)} == {"", "10"}  # the gate of the older run is not taken over
+    flags = ["--dataset-id", "test/pendulum/random-v0", *TINY, "--run-name", "back"]
+    iql.main(iql.parse_args([*flags, "--offline-checkpoint", str(tuned / "offline.pt"), "--online-steps", "30"]))
+    for flags, words in (
+        (["--stages", "0"], "--stages must be at least 1"),
+        (["--calibration-episodes", "1"], "--calibration-episodes must be at least 2"),
+        (["--min-episodes", "8", "--window", "7"], "--window must be at least 8"),
+        (["--min-episodes", "1"], "--min-episodes must be at least 2"),
+        (["--online-window", "0"], "--online-window must be at least 1"),
+        (["--offline-ratio", "-0.1"], "between 0 and 1"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            run("--run-name", "refused", *flags)
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err

@@ -118,3 +118,13 @@ def test_inspect_critic():
     folder = run("--dataset-id", "test/pendulum/random-v0", *TINY, "--online-steps", 0, "--run-name", "one")
     out = tool(ROOT / "benchmark/inspect_critic.py", folder / "offline.pt")
     assert "effective sample size" in out
+
+
+def test_inspect_search():
+    pendulum()
+    folder = run("--dataset-id", "test/pendulum/random-v0", *TINY, "--online-steps", 0, "--run-name", "one")
+    options = ["--episodes", 2, "--states", 5, "--horizon", 3, "--sigma", 0]
+    out = tool(ROOT / "benchmark/inspect_search.py", folder / "offline.pt", *options)
+    returns = {line.split("(")[0].split("return")[1] for line in out.splitlines() if "return" in line and ":" not in line}
+    assert len(returns) == 1, out  # without noise, all arms are the policy itself
+    assert out.count("predicted 0.000, measured 0.000") == 2  # and the simulator's state has been put back

@@ -13,8 +13,8 @@ With i over the critics, N actions of each kind, and Qt_i the target critics:
     actor     L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ]                b ~ pi(. | s), differentiable
     entropy   L_alpha = -log(alpha) E[ log pi(b | s) - A ]                    A action entries: a target entropy of -A
 
-What changes at the switch: nothing in the losses. The policy acts (a sample); when an episode ends, its returns are known and it
-joins the buffer; --offline-ratio of each batch comes from the data set; one update per step, from the first episode's end on.
+What changes at the switch: nothing in the losses. The policy acts (a sample); an episode joins the buffer when it ends, as its
+returns are known then; --offline-ratio of each batch comes from the data set; one update per step, after the first episode.
 Parent: none, this is the root of its family. Measured: docs/cal_ql.md, with commands, seeds and curves.
 
 Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
@@ -220,9 +220,7 @@ class Agent(nn.Module):
         """TD error and conservative gap of the critics, and the loss of the multiplier; and what to log."""
         args, obs, actions = self.args, batch["obs"], batch["actions"]
         with torch.no_grad():
-            uniform = 2 * torch.rand(args.num_actions, *actions.shape, device=obs.device) - 1  # (N, B, act_dim)
-            current, current_log_prob = self.actor.sample(obs, args.num_actions)
-            following, following_log_prob = self.actor.sample(batch["next_obs"], args.num_actions)
+            following, following_log_prob = self.actor.sample(batch["next_obs"], args.num_actions)  # (N, B, act_dim), (N, B)
             backup = following if args.max_backup else following[:1]
             next_q = self.critic_target(batch["next_obs"], backup, members=self.some_critics()).amin(0)  # (N, B)
             target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_q.amax(0)
@@ -230,6 +228,9 @@ class Agent(nn.Module):
         q = self.critic(obs, actions[None])[:, 0]  # (E, B)
         td_loss = (q - target).square().mean()
 
+        with torch.no_grad():
+            uniform = 2 * torch.rand(args.num_actions, *actions.shape, device=obs.device) - 1
+            current, current_log_prob = self.actor.sample(obs, args.num_actions)
         members = self.some_critics()
         data_q = q if members is None else q[members]
         sampled = self.critic(obs, torch.cat([uniform, current, following]), members=members)  # (E, 3 N, B)
@@ -270,9 +271,13 @@ class Agent(nn.Module):
         (critic_loss, metrics), (actor_loss, more) = self.critic_loss(batch), self.actor_loss(batch)
         (critic_loss + actor_loss).backward()
         self.optimizer.step()
+        self.follow()
+        return metrics | more
+
+    def follow(self) -> None:
+        """Move the target critics a little towards the critics."""
         critic = [parameter.detach() for parameter in self.critic.parameters()]  # else a graph grows behind the target
         torch._foreach_lerp_(list(self.critic_target.parameters()), critic, self.args.tau)
-        return metrics | more
 
 
 def mc_returns(rewards: np.ndarray, terminations: np.ndarray, ends: np.ndarray, args: Args) -> np.ndarray:

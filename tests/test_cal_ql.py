@@ -104,7 +104,7 @@ def test_critic_loss_equals_numpy(settings, calibrate):
     loss, metrics, drawn, uniform, subsets = draw(agent, batch)
     args, layer_norm = agent.args, agent.args.layer_norm
     x = {name: column.double().numpy() for name, column in batch.items()}
-    (current, current_log_prob), (following, following_log_prob) = drawn
+    (following, following_log_prob), (current, current_log_prob) = drawn
     first, second = (range(args.num_critics) if s is None else s.numpy() for s in subsets)
 
     next_q = q_values(agent.critic_target.net, x["next_obs"], following if args.max_backup else following[:1], layer_norm)

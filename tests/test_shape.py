@@ -35,7 +35,7 @@ def depth(node):
 def test_sizes(path):
     text = path.read_text()
     above, _, below = text.partition("\n# ==== below this line")
-    assert len(text.splitlines()) <= (650 if "\nParent: none" in text else 800)
+    assert len(text.splitlines()) <= (650 if path.name == "iql.py" else 800)
     assert len(above.splitlines()) <= 400  # what a reader reads
     assert len(below.splitlines()) <= 400  # what is the same in every script
     tree = ast.parse(text)
@@ -101,6 +101,7 @@ def test_every_argument_has_its_help(path):
 
 # outside docstring, Args and PAPER_SETTINGS
 CHANGED_LINES = {"o3f.py": ("iql.py", 60), "pex.py": ("iql.py", 130), "jsrl_finetune.py": ("iql.py", 200)}
+CHANGED_LINES |= {"wsrl.py": ("cal_ql.py", 200)}
 
 
 def core(path):
@@ -108,7 +109,8 @@ def core(path):
     text = path.read_text()
     text = text[text.index('"""\n\nimport') :]
     text = re.sub(r"# ---- end of shared arguments ----\n.*?\n\n\n", "", text, count=1, flags=re.S)
-    text = re.sub(r"(# [^\n]*\n)*(FINE_TUNE|PAPER_SETTINGS) = .*?\nNETWORKS", "NETWORKS", text, count=1, flags=re.S)
+    settings = r"(# [^\n]*\n)*(FINE_TUNE|ANTMAZE|ONLINE|PAPER_SETTINGS) = .*?\nNETWORKS"
+    text = re.sub(settings, "NETWORKS", text, count=1, flags=re.S)
     return text.splitlines()
 
 
@@ -134,6 +136,6 @@ def test_every_script_has_its_page_and_its_rows():
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_order_of_sections(path):
     text = path.read_text()
-    marks = ['"""', "import contextlib", "class Args", "PAPER_SETTINGS = ", "def mlp", "class Agent", "def main", "# ===="]
+    marks = ['"""', "import contextlib", "class Args", "PAPER_SETTINGS = ", "class Actor", "class Agent", "def main", "# ===="]
     places = [text.index(mark) for mark in marks]
     assert places == sorted(places)

@@ -6,7 +6,7 @@
 Each argument is a run's folder, finished or interrupted, or a CSV made by benchmark/sweep.py. Runs of the same script,
 tag and data set are one curve: the mean over the seeds that have been evaluated at a step, in a band from the lowest to
 the highest; one panel per data set. Scores where the data have reference returns, else returns. Drawn is the policy
-that a user would deploy ("actor").
+that a user would deploy ("actor"); `--policy learner` draws the learner alone after the switch, where a script has both.
 
 The table uses the definitions of summary.json: worst drop, the largest fall of the score below the score at the switch;
 regret, the mean of 1 - score / 100, clipped to [0, 1], over the evaluations after the switch.
@@ -18,6 +18,7 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 
@@ -35,6 +36,8 @@ class Args:
     """run folders, or CSV files made by benchmark/sweep.py"""
     out: Path
     """picture to write; the ending chooses the format"""
+    policy: Literal["actor", "learner"] = "actor"
+    """whose evaluations after the switch"""
     csv: Path | None = None
     """table to write: the figures of each run"""
 
@@ -44,11 +47,11 @@ def stop(message: str) -> None:
     raise SystemExit(2)
 
 
-def read(path: Path) -> list[dict[str, str]]:
+def read(path: Path, policy: str) -> list[dict[str, str]]:
     """Evaluations of a run folder or of a sweep's CSV, one row per step."""
     try:
         rows = read_run(path) if path.is_dir() else read_table(path)
-        rows = [{name: row[name] for name in COLUMNS} for row in rows if row["policy"] == "actor"]
+        rows = [{name: row[name] for name in COLUMNS} for row in rows if row["policy"] == policy or int(row["step"]) <= 0]
     except (OSError, KeyError, ValueError) as error:
         stop(f"{path} is neither a run's folder nor a CSV of benchmark/sweep.py: {type(error).__name__}: {error}")
     if not rows:
@@ -99,7 +102,7 @@ def draw(groups: dict[tuple, dict[str, dict[int, float]]], units: dict[str, str]
 def main(args: Args) -> None:
     if not args.runs:
         stop("name at least one run folder or CSV")
-    rows = [row for path in args.runs for row in read(path)]
+    rows = [row for path in args.runs for row in read(path, args.policy)]
     units = {}  # data set -> "score" or "return", by first appearance
     for row in rows:
         units[row["dataset"]] = "score" if row["score"] and units.get(row["dataset"]) != "return" else "return"

@@ -300,6 +300,7 @@ class Agent(nn.Module):
             loss.backward()
             self.optimizer.step()
             self.follow()
+        metrics = {name: value.clone() for name, value in metrics.items()}  # the next call may overwrite it (CUDA graphs)
         self.optimizer.zero_grad()
         loss, more = self.actor_loss({"obs": torch.cat([batch["obs"] for batch in batches])})
         loss.backward()

@@ -110,7 +110,7 @@ ADROIT = {"hidden": 512, "critic_layers": 3, "cql_alpha": 1.0, "offline_steps": 
 KITCHEN = {"hidden": 512, "actor_layers": 3, "critic_layers": 3, "importance_sampling": False, "offline_ratio": 0.25}
 MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True, "lagrange": True, "sparse": True}
 PAPER_SETTINGS = {
-    **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], {"cql_alpha": 5.0}),
+    **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], {"calibrate": False, "actor_lr": 3e-4}),
     **dict.fromkeys(["pen", "door", "hammer", "relocate"], ADROIT),
     "kitchen": KITCHEN | {"reward_bias": -4.0, "offline_steps": 250_000, "online_steps": 1_250_000},
     "antmaze": MAZE | ANTMAZE | {"eval_episodes": 20},

@@ -126,8 +126,8 @@ NETWORKS = "iql"  # scripts with the same word here accept each other's offline.
 METRICS = ["value_loss", "critic_loss", "actor_loss", "q", "v", "advantage", "weight"]  # what update() returns
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
 KEYS += ["online/episode_return", "online/episode_length", "eval/return", "eval/score", "eval/success"]
-KEYS += ["eval_learner/return", "eval_learner/score", "eval_learner/success", "online/stage", "online/guide_share"]
-KEYS += [f"online/gate_{name}" for name in ("estimate", "lower", "upper", "threshold", "verdict")]
+GATE = [f"online/gate_{name}" for name in ("estimate", "lower", "upper", "threshold", "verdict")]
+KEYS += ["eval_learner/return", "eval_learner/score", "eval_learner/success", "online/stage", "online/guide_share", *GATE]
 
 
 def mlp(in_dim: int, out_dim: int, hidden: int = 256) -> nn.Sequential:
@@ -231,18 +231,20 @@ class Gate:
             verdict = int(lower >= threshold) - int(upper < threshold)
             if verdict and self.stage + verdict <= self.args.stages:
                 self.move(self.stage + verdict)
-            logged |= {"online/gate_estimate": mean, "online/gate_lower": lower, "online/gate_upper": upper}
-            logged |= {"online/gate_threshold": threshold, "online/gate_verdict": verdict}
+            logged |= dict(zip(GATE, (mean, lower, upper, threshold, verdict)))
         return logged
 
-    def after_evaluation(self, value: float) -> None:
-        """Take in the mean return of an evaluation of guide and learner together, and decide; for `curriculum` only."""
+    def after_evaluation(self, value: float) -> dict[str, float]:
+        """For `curriculum`: the same with the mean return of an evaluation of guide and learner together."""
         self.evaluations = [*self.evaluations, value][-5:]
-        if self.stage > 0 and len(self.evaluations) == 5:
-            average = float(np.mean(self.evaluations))
-            if self.best is None or average >= self.best - self.args.tolerance * abs(self.best):
-                self.move(min(self.stage + 1, self.args.stages))
-            self.best = average if self.best is None else max(average, self.best)
+        if self.stage == 0 or len(self.evaluations) < 5:
+            return {}
+        average = float(np.mean(self.evaluations))
+        best = average if self.best is None else self.best
+        threshold, self.best = best - self.args.tolerance * abs(best), max(average, best)
+        if average >= threshold:
+            self.move(min(self.stage + 1, self.args.stages))
+        return dict(zip(GATE, (average, average, average, threshold, int(average >= threshold))))
 
 
 class Agent(nn.Module):
@@ -388,8 +390,8 @@ def main(args: Args) -> None:
         if step % args.eval_every == 0 or step == args.online_steps:
             run.evaluate(mixture(agent, eval_env, gate.horizons()), eval_env)
             run.evaluate(agent.act, eval_env, "eval_learner", "learner")
-            if args.schedule == "curriculum":
-                gate.after_evaluation(run.history[step]["return"])
+            if args.schedule == "curriculum" and (decision := gate.after_evaluation(run.history[step]["return"])):
+                run.log(decision, {})
         if terminated or truncated:
             run.log(gate.after_episode(info["episode"], solved, guide_share=min(horizon / (length + 1), 1.0)), {})
             run.end_episode(info["episode"])

@@ -142,10 +142,13 @@ def test_curriculum(average, best, stage):
     gate = make_gate(schedule="curriculum")
     gate.best = best
     for value in (average - 2, average + 2, average - 1, average + 1):
-        gate.after_evaluation(value)
+        assert not gate.after_evaluation(value)
         assert gate.stage == 1
-    gate.after_evaluation(average)
+    logged = gate.after_evaluation(average)
     assert (gate.stage, gate.best) == (stage, max(best, average))
+    assert logged["online/gate_estimate"] == pytest.approx(average)
+    assert logged["online/gate_threshold"] == pytest.approx(best - 0.05 * abs(best))
+    assert logged["online/gate_verdict"] == stage - 1
 
 
 def test_curriculum_advances_on_its_first_full_window_and_never_retreats():
@@ -300,7 +303,7 @@ def test_who_acts_what_is_frozen_and_what_the_gate_is_told(monkeypatch, schedule
     assert stages[0] == (4 if schedule == "direct" else 0)
     assert len(set(stages)) > 1 or schedule == "direct"
     verdicts = [row for row in rows(folder) if row["online/gate_verdict"]]
-    assert bool(verdicts) == (schedule == "automatic")
+    assert bool(verdicts) == (schedule in ("automatic", "curriculum"))
 
 
 def test_the_mixture_in_evaluation():

@@ -21,8 +21,9 @@ Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
  1. Updates are spread over the steps of the next episode; the authors make an episode's updates at its end.
  2. The mean over critics instead of the sum (equal under Adam); the n_k of target and gap are the same draws.
  3. The last transition of a timed-out episode is kept, and a time limit never cuts the bootstrap, only R.
- 4. Settings: kitchen's are of WSRL's authors, as are locomotion's, which they use for CQL; pointmaze's are ours (antmaze's,
-    smaller). Adroit's are for sparse rewards there; dense data keep their rewards here. Budgets of locomotion, pointmaze: ours.
+ 4. Settings: kitchen's are WSRL's, as are locomotion's but for the faster policy: CQL, since R says little there (give
+    --calibrate for Cal-QL). Pointmaze's are ours (antmaze's, smaller); Adroit's are for sparse rewards, dense ones stay as
+    they are. Budgets of locomotion and pointmaze: ours.
  5. Goal tasks: observations hold the desired goal too; episodes end at the first success, in data and environment.
  6. Matrix products may round their inputs to bfloat16 where the CPU can; --matmul-precision highest forbids it.
 

@@ -128,3 +128,18 @@ def test_inspect_search():
     returns = {line.split("(")[0].split("return")[1] for line in out.splitlines() if "return" in line and ":" not in line}
     assert len(returns) == 1, out  # without noise, all arms are the policy itself
     assert out.count("predicted 0.000, measured 0.000") == 2  # and the simulator's state has been put back
+
+
+def test_plot_of_the_learner_alone():
+    header = "script,tag,dataset,seed,step,phase,policy,return,score,success,episodes"
+    rows = ["0,offline,actor,5,50,,2", "10,online,actor,6,60,,2", "10,online,learner,2,20,,2"]
+    Path("both.csv").write_text("\n".join([header, *(f"jsrl_finetune.py,,test/x/y-v0,0,{row}" for row in rows)]) + "\n")
+    for policy, figures in (("actor", "50.0 (50.0) | 60.0 (60.0)"), ("learner", "50.0 (50.0) | 20.0 (20.0)")):
+        assert figures in tool(ROOT / "benchmark/plot.py", "both.csv", "--out", "both.png", "--policy", policy)
+
+
+def test_speed_of_the_cql_family():
+    for flags in ([], ["--wsrl"]):
+        out = tool(ROOT / "benchmark/speed_cql.py", "--blocks", 1, "--updates-per-block", 1, *flags)
+        assert out.count("| ms min | median | max |") == (2 if flags else 1)
+        assert "| 1.00 | 1.00 | 1.00 |" in out  # the first one's ratio to itself

@@ -8,11 +8,11 @@ short tails from good states, and h falls in n stages, from the guide's mean epi
     learn        IQL's losses and one update per step, on the steps of both; a quarter of each batch is offline data
 
 --schedule tells when to hand over more. J_g, SE_g: mean return of the guide's own episodes and its standard error; m, mu,
-s: number, mean and spread of the last returns while at stage k, all from training episodes; J_r: a random policy's return:
+s: number, mean and spread (at least a quarter of the guide's) of the last training returns at stage k; J_r: a random policy's:
 
     automatic    threshold = J_g - delta,  delta = tolerance |J_g - J_r|,  SE = sqrt(s^2 / m + SE_g^2)
                  advance (k + 1) if mu - z_advance SE >= threshold, retreat (k - 1) if mu + z_retreat SE < threshold,
-                 else hold; where returns are 0 or 1: the Wilson bounds of mu, and delta = tolerance
+                 else hold; returns of 0 or 1: Wilson bounds of mu alone, delta = tolerance; 0 to 1 without a test
     curriculum   JSRL: advance if the mean of 5 evaluations of both together >= best - tolerance |best|; never retreat
     random       JSRL: h drawn for every episode from h_1 ... h_n
     direct       no guide: the learner alone from the first step
@@ -219,8 +219,7 @@ class Gate:
         return mean - args.z_advance * error, mean + args.z_retreat * error, threshold
 
     def after_episode(self, stats: dict, solved: bool, guide_share: float) -> dict[str, float]:
-        """Take in a finished training episode and decide; what to log is returned, a verdict of 1 means advance, -1 retreat."""
-        logged = {"online/stage": self.stage, "online/guide_share": guide_share}
+        """Take in a finished training episode and decide; what went into it is returned (verdict 1: advance, -1: retreat)."""
         self.guide += [[float(stats["r"]), int(stats["l"]), solved]] if self.stage == 0 else []
         self.returns = [*self.returns, float(stats["r"])][-self.args.window :]
         self.acted += guide_share < 1
@@ -231,8 +230,8 @@ class Gate:
             verdict = int(lower >= threshold) - int(upper < threshold)
             if verdict and self.stage + verdict <= self.args.stages:
                 self.move(self.stage + verdict)
-            logged |= dict(zip(GATE, (mean, lower, upper, threshold, verdict)))
-        return logged
+            return dict(zip(GATE, (mean, lower, upper, threshold, verdict)))
+        return {}
 
     def after_evaluation(self, value: float) -> dict[str, float]:
         """For `curriculum`: the same with the mean return of an evaluation of guide and learner together."""
@@ -377,7 +376,7 @@ def main(args: Args) -> None:
     for step in run.steps("online"):
         length = env.episode_lengths
         if length == 0:  # an episode begins; its h is fixed
-            solved, horizons = False, gate.horizons()
+            solved, stage, horizons = False, gate.stage, gate.horizons()
             horizon = horizons[run.seed(3, run.episode) % len(horizons)]
         action = agent.act(torch.from_numpy(obs).to(device), deterministic=False, guided=length < horizon).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
@@ -393,7 +392,8 @@ def main(args: Args) -> None:
             if args.schedule == "curriculum" and (decision := gate.after_evaluation(run.history[step]["return"])):
                 run.log(decision, {})
         if terminated or truncated:
-            run.log(gate.after_episode(info["episode"], solved, guide_share=min(horizon / (length + 1), 1.0)), {})
+            decision = gate.after_episode(info["episode"], solved, share := min(horizon / (length + 1), 1.0))
+            run.log({"online/stage": stage, "online/guide_share": share} | decision, {})
             run.end_episode(info["episode"])
             obs, _ = env.reset(seed=run.seed(0, run.episode))
     run.finish()

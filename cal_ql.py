@@ -27,8 +27,8 @@ Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
  5. Goal tasks: observations hold the desired goal too; episodes end at the first success, in data and environment.
  6. Matrix products may round their inputs to bfloat16 where the CPU can; --matmul-precision highest forbids it.
 
-    python cal_ql.py                                         # bundled hopper data
-    python cal_ql.py --no-calibrate                          # CQL
+    python cal_ql.py --calibrate                             # bundled hopper data
+    python cal_ql.py --no-calibrate                          # CQL, the default for locomotion (deviation 4)
     python cal_ql.py --dataset-id D4RL/antmaze/umaze-v1      # the paper's settings: 1M updates, then 1M env steps
 """
 
@@ -112,7 +112,8 @@ KITCHEN = {"hidden": 512, "actor_layers": 3, "critic_layers": 3, "importance_sam
 MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True, "lagrange": True, "sparse": True}
 PAPER_SETTINGS = {
     **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], {"calibrate": False, "actor_lr": 3e-4}),
-    **dict.fromkeys(["pen", "door", "hammer", "relocate"], ADROIT),
+    **dict.fromkeys(["door", "hammer", "relocate"], ADROIT),
+    "pen": ADROIT | {"online_steps": 200_000},
     "kitchen": KITCHEN | {"reward_bias": -4.0, "offline_steps": 250_000, "online_steps": 1_250_000},
     "antmaze": MAZE | ANTMAZE | {"eval_episodes": 20},
     "pointmaze": MAZE | {"eval_episodes": 24},

@@ -29,7 +29,7 @@ Parent: iql.py; `diff iql.py jsrl_finetune.py` is the method. Measured: docs/jsr
 Deviations from JSRL (no code of its authors for this part is known):
  1. H comes from the calibration episodes, which count as steps; theirs from 100 evaluation episodes, which do not.
  2. --init warm is the default (the aim is not to lose the offline level); their main table is cold.
- 3. The curriculum's first full window always advances, and its tolerance is ours; they studied 0, 5 and 15 %.
+ 3. The curriculum decides every --eval-every steps (theirs: 10,000); its first full window advances; its tolerance is ours.
  4. No SAC as the learner. All that iql.py lists under its deviations holds here too.
 
     python jsrl_finetune.py                                                                   # bundled hopper data
@@ -99,11 +99,11 @@ class Args:
     init: Literal["warm", "cold"] = "warm"  # the learner starts as the guide with its critics, or from new networks
     stages: int = 10  # n, steps from the guide alone to the learner alone
     calibration_episodes: int = 10  # episodes of the guide alone before stage 1
-    min_episodes: int = 5  # automatic: at least so many episodes in which the learner acted before a decision
+    min_episodes: int = 5  # of the guide at stage 0; automatic: in which the learner acted, before a decision
     window: int = 10  # automatic: at most so many episodes, the last ones, are looked at
     z_advance: float = 0.5  # automatic: standard errors that the mean must lie above the threshold
     z_retreat: float = 1.0  # automatic: standard errors below the threshold that count as a loss
-    tolerance: float = 0.05  # accepted loss: share of the guide's lead over a random policy (curriculum: of the best)
+    tolerance: float = 0.05  # accepted loss: share of the guide's lead over a random policy (of the best; of 1)
     offline_ratio: float = 0.25  # share of each online batch that comes from the data set
     online_window: int = 100_000  # only the newest so many online transitions are sampled
     normalize_returns: bool = False  # multiply rewards by 1000 / (highest - lowest episode return in the data)

@@ -5,7 +5,7 @@ the pessimistic critics are asked about states they do not know, answer far too 
 policy is forgotten. A short warm-up does the same job: the frozen policy fills an empty buffer with --warmup-steps of its own
 experience, and then plain SAC, with many critics and several updates per step, fine-tunes on nothing but what is in there.
 
-    offline      Cal-QL on E critics; each minimum and the gap are taken over 2 of them, drawn with replacement
+    offline      Cal-QL on E critics; targets' minima and the gap are taken over 2 of them, drawn with replacement
     warm-up      act with samples of the policy; no update
     online       --utd-ratio times per step, each on a batch of its own:
                  L_Q = mean_i E[ (y - Q_i(s, a))^2 ],   y = r + gamma (1 - d) min_{i in 2 of E} Qt_i(s', n),  n ~ pi(. | s')
@@ -22,7 +22,7 @@ Deviations from the authors' code (github.com/zhouzypaul/wsrl):
     have a softplus multiplier without w, an entropy estimate in the next states, a policy with constant std on antmaze).
  3. Locomotion, where they use CQL offline as we do: a faster policy (3e-4), budgets that a CPU can afford.
  4. --retain-offline-ratio holds in every minibatch; theirs puts all offline rows into some of them.
- 5. The settings for pointmaze are ours: antmaze's, smaller. Deviations 3, 5 and 6 of cal_ql.py hold here too.
+ 5. The settings for pointmaze are ours: antmaze's, smaller. Deviations 2 to 6 of cal_ql.py hold here too.
 
     python wsrl.py                                                       # bundled hopper data
     python wsrl.py --offline-checkpoint runs/NAME/offline.pt             # from cal_ql.py with the same networks

@@ -17,16 +17,17 @@ the new policy is trained, on what the composite would do in the batch's states;
 What changes at the switch: the second policy, the gate, new optimizer moments; --warmup-steps steps without an update;
 then one update per step on batches of which --offline-ratio comes from the data set, the rest from interaction.
 
---baseline gives the paper's comparators, on the same batches: direct (the offline policy itself is trained on), buffer
+--baseline gives the paper's comparators: direct (the offline policy itself is trained on), buffer
 (no pre-training), scratch (no pre-training, no offline data).
 
 Parent: iql.py; `diff iql.py pex.py` is the method. Measured: docs/pex.md, with commands, seeds and curves.
 
 Deviations from the authors' code (github.com/Haichao-Zhang/PEX):
- 1. The offline phase is iql.py's: its networks and initial values, its reward scale for locomotion (theirs: none).
+ 1. The offline phase is iql.py's: its networks and initial values, its reward scale for locomotion (theirs: none;
+    so 10, for beta and for the gate, is 3.5 on the bundled hopper data and 21 on halfcheetah in their units).
  2. All losses see the networks as before the step; theirs takes u' after the steps of V, Q and Qt.
  3. Actions are clipped to the box before they are judged, executed, stored and cloned; theirs are not.
- 4. Evaluation is greedy: both policies' modes, the better one. Theirs samples, and ignores the gate, in a tenth of cases.
+ 4. Evaluation is greedy: both policies' modes, the better one. Theirs draws in a tenth of cases.
  5. The settings for Adroit, kitchen and pointmaze are ours (IQL's); the paper has antmaze and locomotion.
  6. All that iql.py lists under its deviations holds here too.
 

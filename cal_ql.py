@@ -9,7 +9,7 @@ With i over the critics, N actions of each kind, and Qt_i the target critics:
     target    y = r + gamma (1 - d) max_k min_i Qt_i(s', n_k)                 n_1 ... n_N ~ pi(. | s')
     sampled   Q_i(s, u_k),  max(Q_i(s, c_k), R(s)),  max(Q_i(s, n_k), R(s))   u_k uniform, c_k ~ pi(. | s); all judged at s
     gap       D_i = E[ log sum exp(sampled Q - log density) - Q_i(s, a) ]     the sum over all 3 N actions
-    critic    L_Q = mean_i { E[ (y - Q_i(s, a))^2 ] + w D_i }                 or w l (D_i - gap), l raised while D_i > gap
+    critic    L_Q = mean_i { E[ (y - Q_i(s, a))^2 ] + w D_i }                 or w l (D_i - g), l raised while D_i > g
     actor     L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ]                b ~ pi(. | s), differentiable
     entropy   L_alpha = -log(alpha) E[ log pi(b | s) - A ]                    A action entries: a target entropy of -A
 
@@ -21,9 +21,9 @@ Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
  1. Updates are spread over the steps of the next episode; the authors make an episode's updates at its end.
  2. The mean over critics instead of the sum (equal under Adam); the n_k of target and gap are the same draws.
  3. The last transition of a timed-out episode is kept, and a time limit never cuts the bootstrap, only R.
- 4. Settings: kitchen's are WSRL's, as are locomotion's but for the faster policy: CQL, since R says little there (give
-    --calibrate for Cal-QL). Pointmaze's are ours (antmaze's, smaller); Adroit's are for sparse rewards, dense ones stay as
-    they are. Budgets of locomotion and pointmaze: ours.
+ 4. Settings: kitchen's are those of WSRL and rl-garden. Locomotion's are WSRL's, which is CQL (give --calibrate for Cal-QL),
+    with a faster policy. Pointmaze's are ours (antmaze's, smaller). Adroit's belong to 10 r + 5 on rewards of -1 and 0; here
+    the rewards of the data stay. Budgets of locomotion and pointmaze: ours.
  5. Goal tasks: observations hold the desired goal too; episodes end at the first success, in data and environment.
  6. Matrix products may round their inputs to bfloat16 where the CPU can; --matmul-precision highest forbids it.
 
@@ -96,12 +96,12 @@ class Args:
     calibrate: bool = True  # stop pushing policy actions down at the data's return; off: CQL
     cql_alpha: float = 5.0  # w, weight of the gap
     lagrange: bool = False  # tune a multiplier l of the gap so that it stays at --cql-gap
-    cql_gap: float = 0.8  # see --lagrange
+    cql_gap: float = 0.8  # g, see --lagrange
     num_actions: int = 10  # N, sampled actions of each kind and state
     importance_sampling: bool = True  # subtract log-densities; off: raw values, and the data's action among them
     max_backup: bool = True  # targets take the best of N next actions; off: one next action
     offline_ratio: float = 0.5  # share of each online batch that comes from the data set
-    sparse: bool = False  # an episode that only ever failed counts as if it failed forever: R = r / (1 - gamma)
+    sparse: bool = False  # an episode of one same reward without an end counts as going on forever: R = r / (1 - gamma)
 
 
 # The settings of the authors' scripts (antmaze, Adroit) and of WSRL's (see deviation 4) are the defaults for a data set of that
@@ -245,17 +245,15 @@ class Agent(nn.Module):
         else:
             uniform_q = torch.cat([uniform_q, data_q[:, None]], 1)
         gap = (torch.cat([uniform_q, policy_q], 1).logsumexp(1) - data_q).mean(1)  # (E,)
-        weight, multiplier_loss = torch.full_like(self.log_multiplier, args.cql_alpha), 0.0
+        weight, excess, multiplier_loss = torch.full_like(self.log_multiplier, args.cql_alpha), gap, 0.0
         if args.lagrange:
-            gap_error = gap - args.cql_gap
-            weight = args.cql_alpha * self.log_multiplier.exp().clamp(max=1e6)
-            multiplier_loss = -(weight * gap_error.detach()).mean()
-            conservative = (weight.detach() * gap_error).mean()
-        else:
-            conservative = (weight * gap).mean()
+            weight, excess = args.cql_alpha * self.log_multiplier.exp().clamp(max=1e6), gap - args.cql_gap
+            multiplier_loss = -(weight * excess.detach()).mean()
+        conservative = (weight.detach() * excess).mean()
 
-        logged = (td_loss, gap.mean(), weight, below.float().mean(), q.mean(), batch["mc_returns"].mean())
-        return td_loss + conservative + multiplier_loss, dict(zip(METRICS, (x.detach() for x in logged)))
+        logged = {"td_loss": td_loss, "cql_gap": gap.mean(), "cql_weight": weight, "bound_rate": below.float().mean()}
+        logged |= {"q": q.mean(), "mc_return": batch["mc_returns"].mean()}
+        return td_loss + conservative + multiplier_loss, {name: x.detach() for name, x in logged.items()}
 
     def actor_loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Losses of the policy and of the temperature; and what to log."""

@@ -22,7 +22,7 @@ What changes at the switch: guide and learner part (--init cold: the learner is 
 
 The jump start is Uchendu et al., ICML 2023, arXiv 2204.02372. `automatic` is made for the aim of Wang, White, White, Fine-
 Tuning without Performance Degradation, arXiv 2505.00913, whose exact gate we could not read (no code, of the text only the
-abstract and part of the introduction): theirs are the jump start, more of it only gradually, and the decision by online
+abstract and part of the introduction): theirs are the jump start, exploration only gradually, and the decision by online
 estimates of performance; the test, its numbers and the retreat are ours.
 Parent: iql.py; `diff iql.py jsrl_finetune.py` is the method. Measured: docs/jsrl_finetune.md, with commands, seeds, curves.
 
@@ -243,7 +243,7 @@ class Gate:
         threshold, self.best = best - self.args.tolerance * abs(best), max(average, best)
         if average >= threshold:
             self.move(min(self.stage + 1, self.args.stages))
-        return dict(zip(GATE, (average, average, average, threshold, int(average >= threshold))))
+        return dict(zip([GATE[0], *GATE[3:]], (average, threshold, int(average >= threshold))))
 
 
 class Agent(nn.Module):

@@ -244,6 +244,7 @@ def return_scale(rewards: np.ndarray, ends: np.ndarray) -> float:
 def main(args: Args) -> None:
     device = set_up(args)
     check(args.num_candidates > 0 and args.sigma >= 0, "--num-candidates must be at least 1, --sigma at least 0")
+    check(math.isfinite(args.omega), "--omega must be finite")
     columns, ends, task, references = load_data(args)
     env, eval_env = make_env(task, columns, args), make_env(task, columns, args, video=args.capture_video)
     scale = args.reward_scale * (return_scale(columns["rewards"], ends) if args.normalize_returns else 1.0)

@@ -193,7 +193,7 @@ class Agent(nn.Module):
         return mean if deterministic else (mean + log_std.exp() * torch.randn_like(mean)).clamp(-1.0, 1.0)
 
     def expand(self) -> None:
-        """The switch: freeze the offline policy, start a new one, forget the optimizer's moments."""
+        """The switch: forget the optimizer's moments; pex: freeze the offline policy and start a new one."""
         self.optimizer.state.clear()
         if self.args.baseline == "pex":
             self.offline_actor.load_state_dict(self.actor.state_dict())
@@ -206,8 +206,7 @@ class Agent(nn.Module):
     def composite(self, obs: torch.Tensor, deterministic: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """The gate's choice for observations (B, obs_dim): actions (B, act_dim), and whether they are the new policy's (B,)."""
         offline, _ = self.offline_actor(obs)
-        mean, log_std = self.actor(obs)
-        new = mean if deterministic else (mean + log_std.exp() * torch.randn_like(mean)).clamp(-1.0, 1.0)
+        new = self.act(obs, deterministic)
         gain = self.critic(obs, new).amin(0) - self.critic(obs, offline).amin(0)  # (E, B) -> (B,)
         p_new = torch.sigmoid(self.args.inverse_temperature * gain)  # a softmax over two
         is_new = gain > 0 if deterministic else torch.rand_like(p_new) < p_new
@@ -228,11 +227,11 @@ class Agent(nn.Module):
         value = self.value(obs).squeeze(-1)
         u = target_q - value  # the advantage of the data's action
         value_loss = (torch.where(u > 0, self.args.expectile, 1 - self.args.expectile) * u.square()).mean()
-        cloned, gain = actions, u.detach()
+        cloned, advantage = actions, u.detach()
         if expanded:  # clone what the composite does in these states, not what the batch did
             cloned, _ = self.composite(obs, deterministic=False)
-            gain = self.critic_target(obs, cloned).amin(0) - value.detach()
-        weights = torch.exp(self.args.beta * gain).clamp(max=100.0)  # no single action may rule the batch
+            advantage = self.critic_target(obs, cloned).amin(0) - value.detach()
+        weights = torch.exp(self.args.beta * advantage).clamp(max=100.0)  # no single action may rule the batch
         actor_loss = -(weights * self.actor.log_prob(obs, cloned, self.args.dropout)).mean()
         q = self.critic(obs, actions)  # (E, B)
         critic_loss = (q - target).square().mean(1).sum()
@@ -262,6 +261,7 @@ def main(args: Args) -> None:
     device = set_up(args)
     check(0 <= args.offline_ratio <= 1, "--offline-ratio must lie between 0 and 1")
     check(args.warmup_steps >= 0, "--warmup-steps must be at least 0")
+    check(0 <= args.inverse_temperature < math.inf, "--inverse-temperature must be at least 0 and finite")
     if args.baseline in ("buffer", "scratch"):
         check(not args.offline_checkpoint, f"--baseline {args.baseline} starts from nothing: leave --offline-checkpoint out")
         args.offline_steps = 0

@@ -93,17 +93,17 @@ class Args:
     calibrate: bool = True  # stop pushing policy actions down at the data's return; off: CQL
     cql_alpha: float = 5.0  # w, weight of the gap
     lagrange: bool = False  # tune a multiplier l of the gap so that it stays at --cql-gap
-    cql_gap: float = 0.8  # see --lagrange
+    cql_gap: float = 0.8  # g, see --lagrange
     num_actions: int = 10  # N, sampled actions of each kind and state
     importance_sampling: bool = True  # subtract log-densities; off: raw values, and the data's action among them
     max_backup: bool = True  # offline: targets take the best of N next actions; off: one next action
     online_max_backup: bool = False  # the same online
-    warmup_steps: int = 5_000  # environment steps after the switch before the first update
+    warmup_steps: int = 5_000  # environment steps after the switch before the first update (at least utd_ratio batches)
     utd_ratio: int = 4  # critic updates per environment step, online
     retain_offline_ratio: float = 0.0  # share of each online batch that comes from the data set
     load_critic: bool = True  # go on with the offline critics; off: new ones at the switch
     load_policy: bool = True  # go on with the offline policy; off: a new one at the switch
-    sparse: bool = False  # an episode that only ever failed counts as if it failed forever: R = r / (1 - gamma)
+    sparse: bool = False  # an episode of one same reward without an end counts as going on forever: R = r / (1 - gamma)
 
 
 # The settings of the authors' scripts are the defaults for a data set of that family, the second-to-last part of its id; an
@@ -261,17 +261,15 @@ class Agent(nn.Module):
         else:
             uniform_q = torch.cat([uniform_q, data_q[:, None]], 1)
         gap = (torch.cat([uniform_q, policy_q], 1).logsumexp(1) - data_q).mean(1)  # (E,)
-        weight, multiplier_loss = torch.full_like(self.log_multiplier, args.cql_alpha), 0.0
+        weight, excess, multiplier_loss = torch.full_like(self.log_multiplier, args.cql_alpha), gap, 0.0
         if args.lagrange:
-            gap_error = gap - args.cql_gap
-            weight = args.cql_alpha * self.log_multiplier.exp().clamp(max=1e6)
-            multiplier_loss = -(weight * gap_error.detach()).mean()
-            conservative = (weight.detach() * gap_error).mean()
-        else:
-            conservative = (weight * gap).mean()
+            weight, excess = args.cql_alpha * self.log_multiplier.exp().clamp(max=1e6), gap - args.cql_gap
+            multiplier_loss = -(weight * excess.detach()).mean()
+        conservative = (weight.detach() * excess).mean()
 
-        logged = (td_loss, gap.mean(), weight, below.float().mean(), q.mean(), batch["mc_returns"].mean())
-        return td_loss + conservative + multiplier_loss, dict(zip(METRICS, (x.detach() for x in logged)))
+        logged = {"td_loss": td_loss, "cql_gap": gap.mean(), "cql_weight": weight, "bound_rate": below.float().mean()}
+        logged |= {"q": q.mean(), "mc_return": batch["mc_returns"].mean()}
+        return td_loss + conservative + multiplier_loss, {name: x.detach() for name, x in logged.items()}
 
     def actor_loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Losses of the policy and of the temperature; and what to log."""

@@ -262,7 +262,7 @@ def test_multiplier_rises_while_the_gap_is_too_wide(gap, sign):
     assert np.sign(round(step, 2)) == sign
 
 
-def test_one_next_action_is_the_plain_target_and_more_are_never_worse():
+def test_more_next_actions_raise_the_target():
     batch = make_batch()
     targets = []
     for number in (1, 10):
@@ -288,6 +288,8 @@ def test_truncation_bootstraps_and_termination_does_not():
     agent.critic = Constant(lambda actions: torch.zeros(actions.shape[:2]))
     agent.critic_target = Constant(lambda actions: torch.full(actions.shape[:2], 1e6))
     assert agent.critic_loss(batch)[1]["td_loss"].item() == pytest.approx(batch["rewards"].square().mean().item())
+    batch["terminations"] = torch.zeros(B)  # also what a time limit leaves there
+    assert agent.critic_loss(batch)[1]["td_loss"].item() == pytest.approx((0.9e6) ** 2, rel=1e-4)
 
 
 def test_update_steps_every_network_and_lets_the_target_follow():
@@ -435,7 +437,7 @@ def test_the_switch_changes_no_tensor():
     run("--run-name", "second", "--offline-checkpoint", str(first / "offline.pt"), "--lagrange")
 
 
-def test_compiled_losses_are_the_same():
+def test_compiled_td_and_actor_losses_are_the_same():
     batch = make_batch()
     plain, compiled = make_agent(), make_agent(compile=True)
     for agent in (plain, compiled):

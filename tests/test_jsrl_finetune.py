@@ -148,6 +148,7 @@ def test_curriculum(average, best, stage):
     assert logged["online/gate_estimate"] == pytest.approx(average)
     assert logged["online/gate_threshold"] == pytest.approx(best - 0.05 * abs(best))
     assert logged["online/gate_verdict"] == stage - 1
+    assert not {"online/gate_lower", "online/gate_upper"} & logged.keys()
 
 
 def test_curriculum_advances_on_its_first_full_window_and_never_retreats():

@@ -207,3 +207,6 @@ def test_bad_settings_are_refused(capsys):
             o3f.main(o3f.parse_args(["--dataset-id", "test/pendulum/random-v0", *TINY, flag]))
         assert stop.value.code == 2
         assert capsys.readouterr().err == "o3f.py: --num-candidates must be at least 1, --sigma at least 0\n"
+    with pytest.raises(SystemExit) as stop:
+        o3f.main(o3f.parse_args(["--dataset-id", "test/pendulum/random-v0", *TINY, "--omega=nan"]))
+    assert (stop.value.code, capsys.readouterr().err) == (2, "o3f.py: --omega must be finite\n")

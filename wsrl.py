@@ -20,7 +20,7 @@ Deviations from the authors' code (github.com/zhouzypaul/wsrl):
  1. A step of Adam touches the networks of its loss only; theirs moves the others on their momentum, with zero gradients.
  2. Networks, multiplier, temperature and log-densities are those of cal_ql.py: the official Cal-QL's form of them (theirs
     have a softplus multiplier without w, an entropy estimate in the next states, a policy with constant std on antmaze).
- 3. Locomotion, where they use CQL offline as we do: a faster policy (3e-4), budgets that a CPU can afford.
+ 3. Budgets of locomotion and pointmaze: what a CPU can afford. As theirs, locomotion's offline phase is CQL.
  4. --retain-offline-ratio holds in every minibatch; theirs puts all offline rows into some of them.
  5. The settings for pointmaze are ours: antmaze's, smaller. Deviations 2 to 6 of cal_ql.py hold here too.
 
@@ -115,7 +115,7 @@ KITCHEN = {"hidden": 512, "actor_layers": 3, "critic_layers": 3, "importance_sam
 MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True, "lagrange": True, "sparse": True}
 MAZE |= {"online_max_backup": True}
 PAPER_SETTINGS = {
-    **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], {"calibrate": False, "actor_lr": 3e-4}),
+    **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], {"calibrate": False}),
     **dict.fromkeys(["pen", "door", "hammer", "relocate"], ADROIT),
     "kitchen": KITCHEN | {"reward_bias": -4.0} | ONLINE,
     "antmaze": MAZE | ANTMAZE | {"eval_episodes": 20},

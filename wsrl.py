@@ -22,7 +22,7 @@ Deviations from the authors' code (github.com/zhouzypaul/wsrl):
     have a softplus multiplier without w, an entropy estimate in the next states, a policy with constant std on antmaze).
  3. Budgets of locomotion and pointmaze: what a CPU can afford. As theirs, locomotion's offline phase is CQL.
  4. --retain-offline-ratio holds in every minibatch; theirs puts all offline rows into some of them.
- 5. The settings for pointmaze are ours: antmaze's, smaller. Deviations 2 to 6 of cal_ql.py hold here too.
+ 5. The settings for pointmaze are ours: cal_ql.py's. Deviations 2 to 6 of cal_ql.py hold here too.
 
     python wsrl.py                                                       # bundled hopper data
     python wsrl.py --offline-checkpoint runs/NAME/offline.pt             # from cal_ql.py with the same networks
@@ -112,14 +112,15 @@ ONLINE = {"online_steps": 500_000, "checkpoint_every": 50_000}
 ANTMAZE = {"critic_layers": 4, "offline_steps": 1_000_000} | ONLINE
 ADROIT = {"hidden": 512, "critic_layers": 3, "cql_alpha": 1.0, "offline_steps": 20_000} | ONLINE
 KITCHEN = {"hidden": 512, "actor_layers": 3, "critic_layers": 3, "importance_sampling": False, "offline_steps": 250_000}
-MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True, "lagrange": True, "sparse": True}
+MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True, "sparse": True}
+POINTMAZE = {"cql_alpha": 0.5, "layer_norm": True, "tau": 0.02, "actor_lr": 3e-4, "eval_episodes": 24}  # ours
 MAZE |= {"online_max_backup": True}
 PAPER_SETTINGS = {
     **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], {"calibrate": False}),
     **dict.fromkeys(["pen", "door", "hammer", "relocate"], ADROIT),
     "kitchen": KITCHEN | {"reward_bias": -4.0} | ONLINE,
-    "antmaze": MAZE | ANTMAZE | {"eval_episodes": 20},
-    "pointmaze": MAZE | {"eval_episodes": 24},
+    "antmaze": MAZE | ANTMAZE | {"lagrange": True, "eval_episodes": 20},
+    "pointmaze": MAZE | POINTMAZE,
 }
 
 NETWORKS = "cql"  # scripts with the same word here accept each other's offline.pt

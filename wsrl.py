@@ -113,14 +113,14 @@ ANTMAZE = {"critic_layers": 4, "offline_steps": 1_000_000} | ONLINE
 ADROIT = {"hidden": 512, "critic_layers": 3, "cql_alpha": 1.0, "offline_steps": 20_000} | ONLINE
 KITCHEN = {"hidden": 512, "actor_layers": 3, "critic_layers": 3, "importance_sampling": False, "offline_steps": 250_000}
 MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True, "sparse": True}
-POINTMAZE = {"cql_alpha": 0.5, "layer_norm": True, "tau": 0.02, "actor_lr": 3e-4, "eval_episodes": 24}  # ours
+POINTMAZE = {"cql_alpha": 0.5, "layer_norm": True, "gamma": 0.995, "tau": 0.02, "actor_lr": 3e-4}  # ours
 MAZE |= {"online_max_backup": True}
 PAPER_SETTINGS = {
     **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], {"calibrate": False}),
     **dict.fromkeys(["pen", "door", "hammer", "relocate"], ADROIT),
     "kitchen": KITCHEN | {"reward_bias": -4.0} | ONLINE,
     "antmaze": MAZE | ANTMAZE | {"lagrange": True, "eval_episodes": 20},
-    "pointmaze": MAZE | POINTMAZE,
+    "pointmaze": MAZE | POINTMAZE | {"eval_episodes": 24},
 }
 
 NETWORKS = "cql"  # scripts with the same word here accept each other's offline.pt

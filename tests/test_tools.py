@@ -130,6 +130,14 @@ def test_inspect_search():
     assert out.count("predicted 0.000, measured 0.000") == 2  # and the simulator's state has been put back
 
 
+def test_inspect_maze():
+    options = ["--hidden", 8, "--offline-steps", 2, "--online-steps", 0, "--eval-episodes", 1, "--no-compile"]
+    tool(ROOT / "cal_ql.py", "--dataset-id", "o2o/pointmaze/large-v0", *options, "--run-name", "one")
+    out = tool(ROOT / "benchmark/inspect_maze.py", "runs/one/offline.pt", "--episodes", 2).splitlines()[-3:]
+    assert all(line.startswith(("failed after 600: (", "goal after ")) for line in out[:2]), out
+    assert out[2] == "Q of never reaching the goal: -1000"
+
+
 def test_plot_of_the_learner_alone():
     header = "script,tag,dataset,seed,step,phase,policy,return,score,success,episodes"
     rows = ["0,offline,actor,5,50,,2", "10,online,actor,6,60,,2", "10,online,learner,2,20,,2"]

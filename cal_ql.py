@@ -151,7 +151,7 @@ class Ensemble(nn.Module):
         for layer, (weight, bias) in enumerate(zip(weights, biases)):
             x = torch.bmm(x, weight) + bias
             if layer < len(weights) - 1 and norms:
-                x = x - x.mean(-1, keepdim=True)  # F.layer_norm written out: compiled for a CPU it is far slower
+                x = x - x.mean(-1, keepdim=True)  # layer norm by hand: F.layer_norm is slower when compiled for a CPU
                 x = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * norms[2 * layer] + norms[2 * layer + 1]
             x = F.relu(x) if layer < len(weights) - 1 else x
         return x

@@ -66,9 +66,10 @@ class Recorder:
     """Stands in for the actor's sample(): draws as it does, and keeps what it returned."""
 
     def __init__(self, actor):
-        self.sample, self.drawn = actor.sample, []
+        self.sample, self.asked, self.drawn = actor.sample, [], []
 
     def __call__(self, obs, count):
+        self.asked.append(obs)
         actions, log_prob = self.sample(obs, count)
         self.drawn.append((actions.detach().double().numpy(), log_prob.detach().double().numpy()))
         return actions, log_prob
@@ -84,6 +85,7 @@ def draw(agent, batch):
         loss, metrics = agent.critic_loss(batch)
     finally:
         torch.rand = rand
+    assert torch.equal(recorder.asked[0], batch["next_obs"]) and torch.equal(recorder.asked[1], batch["obs"])
     return loss, metrics, recorder.drawn, 2 * uniform[0].double().numpy() - 1, subsets
 
 
@@ -343,6 +345,7 @@ def returns_of(rewards, terminated, **settings):
 def test_mc_returns():
     assert returns_of([-5, -5, -5, -5, 5], 1, **ANTMAZE) == pytest.approx([-14.899, -9.999, -5.0495, -0.05, 5], abs=1e-3)
     assert returns_of([-5.0] * 1000, 0, **ANTMAZE) == pytest.approx(np.full(1000, -500.0))
+    assert returns_of([-5.0] * 2, 1, **ANTMAZE) == pytest.approx([-9.95, -5])  # it ends: nothing goes on for ever
     finite = returns_of([-5.0] * 1000, 0, **(ANTMAZE | {"sparse": False}))
     assert (finite[0], finite[-1]) == pytest.approx((-499.978, -5), abs=1e-3)
     for steps, value in ((100, -313.29), (200, -431.66), (500, -496.65)):
@@ -353,6 +356,7 @@ def test_mc_returns_respect_the_borders_of_episodes():
     rewards, terminations = np.array([1, 2, 4, 8], np.float32), np.array([0, 1, 0, 0], np.float32)
     args = dataclasses.replace(cal_ql.Args(), gamma=0.5)
     assert cal_ql.mc_returns(rewards, terminations, np.array([2, 4]), args).tolist() == [2, 2, 8, 8]
+    assert cal_ql.mc_returns(rewards, terminations, np.array([4]), args).tolist() == [2, 2, 8, 8]  # data may go on after an end
 
 
 def run(*flags):

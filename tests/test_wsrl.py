@@ -54,9 +54,10 @@ def test_offline_losses_are_those_of_cal_ql():
         assert results[0][1].keys() == results[1][1].keys()
 
 
+@pytest.mark.parametrize("max_backup", [False, True])  # the offline phase's alone: it must change nothing here
 @pytest.mark.parametrize("online_max_backup", [False, True])
-def test_online_critic_loss_equals_numpy(online_max_backup):
-    agent, batch = make_agent(online_max_backup=online_max_backup), make_batch()
+def test_online_critic_loss_equals_numpy(online_max_backup, max_backup):
+    agent, batch = make_agent(online_max_backup=online_max_backup, max_backup=max_backup), make_batch()
     agent.actor.sample = recorder = Recorder(agent.actor)
     subsets, choose = [], agent.some_critics
     agent.some_critics = lambda: subsets.append(choose()) or subsets[-1]
@@ -102,8 +103,13 @@ def test_a_step_online_is_four_critic_steps_and_one_of_policy_and_temperature():
     agent, batches = make_agent(lagrange=True), [make_batch() for _ in range(4)]
     for _ in range(2):
         agent.update(batches[0])
-    before = agent.log_multiplier.item()
+    before, critics, seen = agent.log_multiplier.item(), [], []
+    follow, actor_loss = agent.follow, agent.actor_loss
+    agent.follow = lambda: critics.append(agent.critic.net.weights[0].clone()) or follow()
+    agent.actor_loss = lambda batch: seen.append(batch["obs"]) or actor_loss(batch)
     agent.update_online(batches)
+    assert len({weights.sum().item() for weights in critics}) == len(critics) == 4  # the target follows each of them
+    assert len(seen) == 1 and torch.equal(seen[0], torch.cat([batch["obs"] for batch in batches]))
     trained = {name: p for name, p in agent.named_parameters() if p.requires_grad and name != "log_multiplier"}
     for name, parameter in trained.items():
         assert agent.optimizer.state[parameter]["step"].item() == 2 + (4 if name.startswith("critic.") else 1), name

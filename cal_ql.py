@@ -132,15 +132,15 @@ class Ensemble(nn.Module):
 
     def __init__(self, count: int, in_dim: int, out_dim: int, layers: int, args: Args):
         super().__init__()
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        self.weights, self.biases, self.norms = (nn.ParameterList() for _ in range(3))
         dims = [in_dim] + [args.hidden] * layers + [out_dim]
         for layer, (fan_in, fan_out) in enumerate(zip(dims, dims[1:])):
             gain = math.sqrt(2) if layer < layers else 0.01
             weights = [nn.init.orthogonal_(torch.empty(fan_in, fan_out), gain) for _ in range(count)]
             self.weights.append(torch.stack(weights))
             self.biases.append(torch.zeros(count, 1, fan_out))
-        norms = [torch.ones(count, 1, args.hidden), torch.zeros(count, 1, args.hidden)] * layers * args.layer_norm
-        self.norms = nn.ParameterList(norms)  # scale and shift of each hidden layer
+            if args.layer_norm and layer < layers:
+                self.norms.extend([torch.ones(count, 1, fan_out), torch.zeros(count, 1, fan_out)])  # scale and shift
 
     def forward(self, x: torch.Tensor, members: torch.Tensor | None = None, frozen: bool = False) -> torch.Tensor:
         """(B, in_dim) -> (E, B, out_dim); of these `members` only, or without gradients to the parameters."""
@@ -637,7 +637,7 @@ class Run:
         """Networks and optimizer from a checkpoint; to resume, all the rest too, and how long the logs were is returned."""
         state = load_checkpoint(path)
         old, new = state["args"] | state, vars(self.args) | self.identity
-        for key in ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "normalize_returns"):
+        for key in ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "normalize_returns", "layer_norm"):
             check(old.get(key) == new.get(key), f"{path} does not fit: its {key} is {old.get(key)}, not {new.get(key)}")
         try:
             self.agent.load_state_dict(state["agent"], strict=bool(self.args.resume))  # scripts may differ in one network

@@ -578,7 +578,7 @@ class Run:
         """Networks and optimizer from a checkpoint; to resume, all the rest too, and how long the logs were is returned."""
         state = load_checkpoint(path)
         old, new = state["args"] | state, vars(self.args) | self.identity
-        for key in ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "normalize_returns"):
+        for key in ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "normalize_returns", "layer_norm"):
             check(old.get(key) == new.get(key), f"{path} does not fit: its {key} is {old.get(key)}, not {new.get(key)}")
         try:
             self.agent.load_state_dict(state["agent"], strict=bool(self.args.resume))  # scripts may differ in one network

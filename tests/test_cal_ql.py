@@ -27,11 +27,16 @@ def make_agent(**settings):
     torch.manual_seed(0)
     args = dataclasses.replace(cal_ql.Args(), **{"compile": False, "num_actions": N, "gamma": 0.9, "hidden": 32} | settings)
     agent = cal_ql.Agent(OBS, ACT, args, torch.device("cpu"))
-    with torch.no_grad():  # the output layers begin near 0: no good numbers to compare
-        for net in (agent.actor.net, agent.critic.net, agent.critic_target.net):
-            for weight in net.weights[-1:]:
-                weight.normal_(0, 0.3)
+    stir(agent)
     return agent
+
+
+@torch.no_grad()
+def stir(agent):
+    """Output weights, biases, scales and shifts begin at or near 0 or 1: no good numbers to compare."""
+    for net in (agent.actor.net, agent.critic.net, agent.critic_target.net):
+        for parameter in (net.weights[-1], *net.biases, *net.norms):
+            parameter.add_(0.3 * torch.randn_like(parameter))
 
 
 def make_batch():

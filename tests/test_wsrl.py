@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, pendulum
-from test_cal_ql import Constant, Recorder, make_batch, q_values
+from test_cal_ql import Constant, Recorder, make_batch, q_values, stir
 
 import cal_ql
 import wsrl
@@ -26,9 +26,7 @@ def make_agent(**settings):
     torch.manual_seed(0)
     args = dataclasses.replace(wsrl.Args(), **{"compile": False, "num_actions": 3, "gamma": 0.9, "hidden": 32} | settings)
     agent = wsrl.Agent(OBS, ACT, args, torch.device("cpu"))
-    with torch.no_grad():
-        for net in (agent.actor.net, agent.critic.net, agent.critic_target.net):
-            net.weights[-1].normal_(0, 0.3)
+    stir(agent)
     return agent
 
 
@@ -38,6 +36,14 @@ def test_defaults():
     fields = {field.name for field in dataclasses.fields(wsrl.Args)}
     assert all(settings.keys() <= fields for settings in wsrl.PAPER_SETTINGS.values())
     assert wsrl.PAPER_SETTINGS["antmaze"]["online_max_backup"]
+
+
+@pytest.mark.parametrize("script", [cal_ql, wsrl])
+def test_every_parameter_has_its_own_memory(script):
+    agent = script.Agent(OBS, ACT, script.Args(layer_norm=True, critic_layers=3, compile=False), torch.device("cpu"))
+    assert (len(agent.actor.net.norms), len(agent.critic.net.norms)) == (4, 6)
+    places = [parameter.data_ptr() for parameter in agent.parameters()]
+    assert len(set(places)) == len(places)
 
 
 def test_offline_losses_are_those_of_cal_ql():
@@ -265,10 +271,11 @@ def test_offline_checkpoints_of_cal_ql(capsys):
     tuned = run("--run-name", "tuned", "--offline-checkpoint", "runs/ensemble/offline.pt", "--warmup-steps", "90")
     start, final = (torch.load(path, weights_only=True)["agent"] for path in ("runs/ensemble/offline.pt", tuned / "latest.pt"))
     assert all(torch.equal(tensor, final[name]) for name, tensor in start.items())
-    with pytest.raises(SystemExit) as stop:
-        run("--run-name", "refused", "--offline-checkpoint", "runs/twin/offline.pt")
-    assert stop.value.code == 2
-    assert "does not fit the networks of this run" in capsys.readouterr().err
+    for flags, words in (([], "its layer_norm is False, not True"), (["--no-layer-norm"], "does not fit the networks of this run")):
+        with pytest.raises(SystemExit) as stop:
+            run("--run-name", "refused", "--offline-checkpoint", "runs/twin/offline.pt", *flags)
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err
     twin = ["--num-critics", "2", "--critic-subset", "0", "--no-layer-norm"]
     run("--run-name", "twin-tuned", "--offline-checkpoint", "runs/twin/offline.pt", *twin)
     for flags, words in (

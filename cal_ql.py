@@ -6,12 +6,14 @@ the policy earns. When interaction starts, any new action then looks better than
 stops the push at a known return: a policy action whose Q lies below the return R(s) that the data reached from s is left alone.
 With i over the critics, N actions of each kind, and Qt_i the target critics:
 
-    target    y = r + gamma (1 - d) max_k min_i Qt_i(s', n_k)                 n_1 ... n_N ~ pi(. | s')
+    target    y = r + gamma (1 - d) max_k min_i Qt_i(s', n_k)                 n_1 ... n_N ~ pi(. | s'); no entropy in y
     sampled   Q_i(s, u_k),  max(Q_i(s, c_k), R(s)),  max(Q_i(s, n_k), R(s))   u_k uniform, c_k ~ pi(. | s); all judged at s
-    gap       D_i = E[ log sum exp(sampled Q - log density) - Q_i(s, a) ]     the sum over all 3 N actions
-    critic    L_Q = mean_i { E[ (y - Q_i(s, a))^2 ] + w D_i }                 or w l (D_i - g), l raised while D_i > g
+    gap       D_i = E[ log sum exp(sampled Q - log density) - Q_i(s, a) ]     over all 3 N, each with the density it came from
+    critic    L_Q = mean_i { E[ (y - Q_i(s, a))^2 ] + w D_i }                 or w m (D_i - g), m raised while D > g
     actor     L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ]                b ~ pi(. | s), differentiable
     entropy   L_alpha = -log(alpha) E[ log pi(b | s) - A ]                    A action entries: a target entropy of -A
+
+Adam takes one step on the sum of all, then Qt moves towards Q.
 
 What changes at the switch: nothing in the losses. The policy acts (a sample); an episode joins the buffer when it ends, as its
 returns are known then; --offline-ratio of each batch comes from the data set; one update per step, after the first episode.
@@ -21,15 +23,15 @@ Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
  1. Updates are spread over the steps of the next episode; the authors make an episode's updates at its end.
  2. The mean over critics instead of the sum (equal under Adam); the n_k of target and gap are the same draws.
  3. The last transition of a timed-out episode is kept, and a time limit never cuts the bootstrap, only R.
- 4. Settings: kitchen's are those of WSRL and rl-garden. Locomotion's are WSRL's, but for two critics: CQL (--calibrate for
-    Cal-QL) and layer norm, without which HalfCheetah failed. Pointmaze's are ours: antmaze's rewards, but a small w, layer
-    norm, a longer horizon, a faster policy and faster targets. Adroit's belong to 10 r + 5 on rewards of -1 and 0; here the
-    rewards of the data stay. Budgets of locomotion and pointmaze: ours.
+ 4. Settings: kitchen's are those of WSRL and rl-garden. Locomotion's are WSRL's, with 2 critics instead of 10: CQL instead of
+    Cal-QL, and layer norm. Pointmaze's are ours: antmaze's rewards, but a small w, layer norm, a longer horizon, a faster
+    policy and faster targets. Adroit's were chosen for rewards of -1 and 0, as 10 r + 5; here the rewards of the data stay
+    as they are. Budgets of locomotion and pointmaze: ours.
  5. Goal tasks: observations hold the desired goal too; episodes end at the first success, in data and environment.
  6. Matrix products may round their inputs to bfloat16 where the CPU can; --matmul-precision highest forbids it.
 
-    python cal_ql.py --calibrate                             # bundled hopper data
-    python cal_ql.py --no-calibrate                          # CQL, the default for locomotion (deviation 4)
+    python cal_ql.py                                         # bundled hopper data: CQL (deviation 4)
+    python cal_ql.py --calibrate                             # Cal-QL on the same data
     python cal_ql.py --dataset-id D4RL/antmaze/umaze-v1      # the paper's settings: 1M updates, then 1M env steps
 """
 
@@ -96,13 +98,13 @@ class Args:
     layer_norm: bool = False  # normalize each hidden layer, in policy and critics
     calibrate: bool = True  # stop pushing policy actions down at the data's return; off: CQL
     cql_alpha: float = 5.0  # w, weight of the gap
-    lagrange: bool = False  # tune a multiplier l of the gap so that it stays at --cql-gap
+    lagrange: bool = False  # tune a multiplier m of the gap so that it stays at --cql-gap
     cql_gap: float = 0.8  # g, see --lagrange
     num_actions: int = 10  # N, sampled actions of each kind and state
     importance_sampling: bool = True  # subtract log-densities; off: raw values, and the data's action among them
     max_backup: bool = True  # targets take the best of N next actions; off: one next action
     offline_ratio: float = 0.5  # share of each online batch that comes from the data set
-    sparse: bool = False  # an episode of one same reward without an end counts as going on forever: R = r / (1 - gamma)
+    sparse: bool = False  # an unterminated episode of constant reward counts as going on forever: R = r / (1 - gamma)
 
 
 # The settings of the authors' scripts (antmaze, Adroit) and of WSRL's (see deviation 4) are the defaults for a data set of that
@@ -225,9 +227,9 @@ class Agent(nn.Module):
         """TD error and conservative gap of the critics, and the loss of the multiplier; and what to log."""
         args, obs, actions = self.args, batch["obs"], batch["actions"]
         with torch.no_grad():
-            following, following_log_prob = self.actor.sample(batch["next_obs"], args.num_actions)  # (N, B, act_dim), (N, B)
-            backup = following if args.max_backup else following[:1]
-            next_q = self.critic_target(batch["next_obs"], backup, members=self.some_critics()).amin(0)  # (N, B)
+            next_actions, next_log_prob = self.actor.sample(batch["next_obs"], args.num_actions)  # (N, B, act_dim), (N, B)
+            candidates = next_actions if args.max_backup else next_actions[:1]
+            next_q = self.critic_target(batch["next_obs"], candidates, members=self.some_critics()).amin(0)  # (N, B)
             target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_q.amax(0)
 
         q = self.critic(obs, actions[None])[:, 0]  # (E, B)
@@ -238,13 +240,13 @@ class Agent(nn.Module):
             current, current_log_prob = self.actor.sample(obs, args.num_actions)
         members = self.some_critics()
         data_q = q if members is None else q[members]
-        sampled = self.critic(obs, torch.cat([uniform, current, following]), members=members)  # (E, 3 N, B)
+        sampled = self.critic(obs, torch.cat([uniform, current, next_actions]), members=members)  # (E, 3 N, B)
         uniform_q, policy_q = sampled.split([args.num_actions, 2 * args.num_actions], 1)
         below = policy_q < batch["mc_returns"]
         policy_q = torch.maximum(policy_q, batch["mc_returns"]) if args.calibrate else policy_q
         if args.importance_sampling:
             uniform_q = uniform_q + actions.shape[1] * math.log(2)  # density 2^-A
-            policy_q = policy_q - torch.cat([current_log_prob, following_log_prob])
+            policy_q = policy_q - torch.cat([current_log_prob, next_log_prob])
         else:
             uniform_q = torch.cat([uniform_q, data_q[:, None]], 1)
         gap = (torch.cat([uniform_q, policy_q], 1).logsumexp(1) - data_q).mean(1)  # (E,)
@@ -274,10 +276,10 @@ class Agent(nn.Module):
         (critic_loss, metrics), (actor_loss, more) = self.critic_loss(batch), self.actor_loss(batch)
         (critic_loss + actor_loss).backward()
         self.optimizer.step()
-        self.follow()
+        self.update_target()
         return metrics | more
 
-    def follow(self) -> None:
+    def update_target(self) -> None:
         """Move the target critics a little towards the critics."""
         critic = [parameter.detach() for parameter in self.critic.parameters()]  # else a graph grows behind the target
         torch._foreach_lerp_(list(self.critic_target.parameters()), critic, self.args.tau)
@@ -401,7 +403,7 @@ def read_episodes(dataset: minari.MinariDataset, success_ends_episode: bool) -> 
         rows = slice(ends[-1], ends[-1] + length)
         columns["obs"][rows], columns["next_obs"][rows] = obs[:length], obs[1 : length + 1]
         actions = 2 * (episode.actions[:length] - low) / (high - low) - 1
-        columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # keeps a squashed policy's log-density finite
+        columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # tanh never reaches the borders
         columns["rewards"][rows], columns["terminations"][rows] = episode.rewards[:length], terminations[:length]
         ends += [rows.stop] if length else []
     check(ends[-1] > 0, "the data set holds no transition")
@@ -424,7 +426,7 @@ def task_of(metadata: dict, args: Args) -> gym.envs.registration.EnvSpec:
         check([row[::-1] for row in walls[-1]] == walls[0], "the evaluation maze has other walls than the data's")
         task.kwargs["maze_map"] = [row[::-1] for row in task.kwargs["maze_map"]]
     task.kwargs |= {"continuing_task": False} if args.success_ends_episode else {}
-    if (task.max_episode_steps or math.inf) > 10_000:  # pointmaze was recorded as one endless episode
+    if (task.max_episode_steps or math.inf) > 10_000:  # pointmaze data name a limit of a million steps
         task.max_episode_steps = gym.registry.get(task.id, task).max_episode_steps
     return task
 

@@ -455,7 +455,7 @@ def read_episodes(dataset: minari.MinariDataset, success_ends_episode: bool) -> 
         rows = slice(ends[-1], ends[-1] + length)
         columns["obs"][rows], columns["next_obs"][rows] = obs[:length], obs[1 : length + 1]
         actions = 2 * (episode.actions[:length] - low) / (high - low) - 1
-        columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # keeps a squashed policy's log-density finite
+        columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # tanh never reaches the borders
         columns["rewards"][rows], columns["terminations"][rows] = episode.rewards[:length], terminations[:length]
         ends += [rows.stop] if length else []
     check(ends[-1] > 0, "the data set holds no transition")
@@ -478,7 +478,7 @@ def task_of(metadata: dict, args: Args) -> gym.envs.registration.EnvSpec:
         check([row[::-1] for row in walls[-1]] == walls[0], "the evaluation maze has other walls than the data's")
         task.kwargs["maze_map"] = [row[::-1] for row in task.kwargs["maze_map"]]
     task.kwargs |= {"continuing_task": False} if args.success_ends_episode else {}
-    if (task.max_episode_steps or math.inf) > 10_000:  # pointmaze was recorded as one endless episode
+    if (task.max_episode_steps or math.inf) > 10_000:  # pointmaze data name a limit of a million steps
         task.max_episode_steps = gym.registry.get(task.id, task).max_episode_steps
     return task
 

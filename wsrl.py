@@ -3,29 +3,31 @@
 Most methods keep the offline data while they fine-tune. WSRL finds that this mostly guards one moment: just after the switch
 the pessimistic critics are asked about states they do not know, answer far too low, and backups spread the error until the
 policy is forgotten. A short warm-up does the same job: the frozen policy fills an empty buffer with --warmup-steps of its own
-experience, and then plain SAC, with many critics and several updates per step, fine-tunes on nothing but what is in there.
+experience, and then SAC, with many critics and several updates per step, fine-tunes on nothing but what is in there.
 
-    offline      Cal-QL on E critics; targets' minima and the gap are taken over 2 of them, drawn with replacement
+    offline      Cal-QL, or CQL (locomotion); targets' minima and the gap are taken over 2 of E critics, with replacement
     warm-up      act with samples of the policy; no update
     online       --utd-ratio times per step, each on a batch of its own:
                  L_Q = mean_i E[ (y - Q_i(s, a))^2 ],   y = r + gamma (1 - d) min_{i in 2 of E} Qt_i(s', n),  n ~ pi(. | s')
                  and once per step, on all these batches together:
                  L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ] over all E critics, and the loss of the temperature
+No entropy is in y; with --online-max-backup (mazes), y takes the best of N actions n, as offline.
 
 What changes at the switch: the offline data are dropped (--retain-offline-ratio keeps a share of each batch), the conservative
-term and its multiplier too; networks, temperature and optimizer moments go on (--no-load-critic, --no-load-policy: begin anew).
+term and its multiplier too. Networks, temperature and optimizer moments go on (with --no-load-critic or --no-load-policy,
+those networks and their moments begin anew).
 Parent: cal_ql.py; `diff cal_ql.py wsrl.py` is the method. Measured: docs/wsrl.md, with commands, seeds and curves.
 
 Deviations from the authors' code (github.com/zhouzypaul/wsrl):
  1. A step of Adam touches the networks of its loss only; theirs moves the others on their momentum, with zero gradients.
  2. Networks, multiplier, temperature and log-densities are those of cal_ql.py: the official Cal-QL's form of them (theirs
     have a softplus multiplier without w, an entropy estimate in the next states, a policy with constant std on antmaze).
- 3. Budgets of locomotion and pointmaze: what a CPU can afford. As theirs, locomotion's offline phase is CQL.
+ 3. Budgets of locomotion and pointmaze: what a CPU can afford.
  4. --retain-offline-ratio holds in every minibatch; theirs puts all offline rows into some of them.
- 5. The settings for pointmaze are ours: cal_ql.py's. Deviations 2 to 6 of cal_ql.py hold here too.
+ 5. As in cal_ql.py, its deviations 2, 3, 5 and 6, Adroit's rewards, and the settings for pointmaze, which are ours.
 
     python wsrl.py                                                       # bundled hopper data
-    python wsrl.py --offline-checkpoint runs/NAME/offline.pt             # from cal_ql.py with the same networks
+    python wsrl.py --offline-checkpoint runs/NAME/offline.pt             # see docs/wsrl.md for cal_ql.py's
     python wsrl.py --warmup-steps 0 --offline-checkpoint runs/NAME/offline.pt
 """
 
@@ -92,18 +94,18 @@ class Args:
     layer_norm: bool = True  # normalize each hidden layer, in policy and critics
     calibrate: bool = True  # stop pushing policy actions down at the data's return; off: CQL
     cql_alpha: float = 5.0  # w, weight of the gap
-    lagrange: bool = False  # tune a multiplier l of the gap so that it stays at --cql-gap
+    lagrange: bool = False  # tune a multiplier m of the gap so that it stays at --cql-gap
     cql_gap: float = 0.8  # g, see --lagrange
     num_actions: int = 10  # N, sampled actions of each kind and state
     importance_sampling: bool = True  # subtract log-densities; off: raw values, and the data's action among them
     max_backup: bool = True  # offline: targets take the best of N next actions; off: one next action
     online_max_backup: bool = False  # the same online
-    warmup_steps: int = 5_000  # environment steps after the switch before the first update (at least utd_ratio batches)
+    warmup_steps: int = 5_000  # environment steps before the first update, which waits for utd_ratio batches in any case
     utd_ratio: int = 4  # critic updates per environment step, online
     retain_offline_ratio: float = 0.0  # share of each online batch that comes from the data set
     load_critic: bool = True  # go on with the offline critics; off: new ones at the switch
     load_policy: bool = True  # go on with the offline policy; off: a new one at the switch
-    sparse: bool = False  # an episode of one same reward without an end counts as going on forever: R = r / (1 - gamma)
+    sparse: bool = False  # an unterminated episode of constant reward counts as going on forever: R = r / (1 - gamma)
 
 
 # The settings of the authors' scripts are the defaults for a data set of that family, the second-to-last part of its id; an
@@ -238,9 +240,9 @@ class Agent(nn.Module):
         args, obs, actions = self.args, batch["obs"], batch["actions"]
         with torch.no_grad():
             count = 1 if online and not args.online_max_backup else args.num_actions
-            following, following_log_prob = self.actor.sample(batch["next_obs"], count)  # (N, B, act_dim), (N, B)
-            backup = following if args.max_backup or online else following[:1]
-            next_q = self.critic_target(batch["next_obs"], backup, members=self.some_critics()).amin(0)  # (N, B)
+            next_actions, next_log_prob = self.actor.sample(batch["next_obs"], count)  # (N, B, act_dim), (N, B)
+            candidates = next_actions if args.max_backup or online else next_actions[:1]
+            next_q = self.critic_target(batch["next_obs"], candidates, members=self.some_critics()).amin(0)  # (N, B)
             target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_q.amax(0)
 
         q = self.critic(obs, actions[None])[:, 0]  # (E, B)
@@ -253,13 +255,13 @@ class Agent(nn.Module):
             current, current_log_prob = self.actor.sample(obs, args.num_actions)
         members = self.some_critics()
         data_q = q if members is None else q[members]
-        sampled = self.critic(obs, torch.cat([uniform, current, following]), members=members)  # (E, 3 N, B)
+        sampled = self.critic(obs, torch.cat([uniform, current, next_actions]), members=members)  # (E, 3 N, B)
         uniform_q, policy_q = sampled.split([args.num_actions, 2 * args.num_actions], 1)
         below = policy_q < batch["mc_returns"]
         policy_q = torch.maximum(policy_q, batch["mc_returns"]) if args.calibrate else policy_q
         if args.importance_sampling:
             uniform_q = uniform_q + actions.shape[1] * math.log(2)  # density 2^-A
-            policy_q = policy_q - torch.cat([current_log_prob, following_log_prob])
+            policy_q = policy_q - torch.cat([current_log_prob, next_log_prob])
         else:
             uniform_q = torch.cat([uniform_q, data_q[:, None]], 1)
         gap = (torch.cat([uniform_q, policy_q], 1).logsumexp(1) - data_q).mean(1)  # (E,)
@@ -289,7 +291,7 @@ class Agent(nn.Module):
         (critic_loss, metrics), (actor_loss, more) = self.critic_loss(batch), self.actor_loss(batch)
         (critic_loss + actor_loss).backward()
         self.optimizer.step()
-        self.follow()
+        self.update_target()
         return metrics | more
 
     def update_online(self, batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -299,7 +301,7 @@ class Agent(nn.Module):
             loss, metrics = self.critic_loss(batch, online=True)
             loss.backward()
             self.optimizer.step()
-            self.follow()
+            self.update_target()
         metrics = {name: value.clone() for name, value in metrics.items()}  # the next call may overwrite it (CUDA graphs)
         self.optimizer.zero_grad()
         loss, more = self.actor_loss({"obs": torch.cat([batch["obs"] for batch in batches])})
@@ -307,7 +309,7 @@ class Agent(nn.Module):
         self.optimizer.step()
         return metrics | more
 
-    def follow(self) -> None:
+    def update_target(self) -> None:
         """Move the target critics a little towards the critics."""
         critic = [parameter.detach() for parameter in self.critic.parameters()]  # else a graph grows behind the target
         torch._foreach_lerp_(list(self.critic_target.parameters()), critic, self.args.tau)
@@ -361,7 +363,7 @@ def main(args: Args) -> None:
         action = agent.act(torch.from_numpy(obs).to(device), deterministic=False).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
         reward = args.reward_scale * float(reward) + args.reward_bias
-        buffer.add(obs=obs, actions=action, rewards=reward, next_obs=next_obs, terminations=terminated, mc_returns=0.0)
+        buffer.add(obs=obs, actions=action, rewards=reward, next_obs=next_obs, terminations=terminated, mc_returns=0)
         obs = next_obs
         if step > max(args.warmup_steps, args.utd_ratio * args.batch_size * (1 - args.retain_offline_ratio)):
             batches = [buffer.sample(args.batch_size, args.retain_offline_ratio) for _ in range(args.utd_ratio)]
@@ -430,7 +432,7 @@ def read_episodes(dataset: minari.MinariDataset, success_ends_episode: bool) -> 
         rows = slice(ends[-1], ends[-1] + length)
         columns["obs"][rows], columns["next_obs"][rows] = obs[:length], obs[1 : length + 1]
         actions = 2 * (episode.actions[:length] - low) / (high - low) - 1
-        columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # keeps a squashed policy's log-density finite
+        columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # tanh never reaches the borders
         columns["rewards"][rows], columns["terminations"][rows] = episode.rewards[:length], terminations[:length]
         ends += [rows.stop] if length else []
     check(ends[-1] > 0, "the data set holds no transition")
@@ -453,7 +455,7 @@ def task_of(metadata: dict, args: Args) -> gym.envs.registration.EnvSpec:
         check([row[::-1] for row in walls[-1]] == walls[0], "the evaluation maze has other walls than the data's")
         task.kwargs["maze_map"] = [row[::-1] for row in task.kwargs["maze_map"]]
     task.kwargs |= {"continuing_task": False} if args.success_ends_episode else {}
-    if (task.max_episode_steps or math.inf) > 10_000:  # pointmaze was recorded as one endless episode
+    if (task.max_episode_steps or math.inf) > 10_000:  # pointmaze data name a limit of a million steps
         task.max_episode_steps = gym.registry.get(task.id, task).max_episode_steps
     return task
 

@@ -110,8 +110,8 @@ def test_a_step_online_is_four_critic_steps_and_one_of_policy_and_temperature():
     for _ in range(2):
         agent.update(batches[0])
     before, critics, seen = agent.log_multiplier.item(), [], []
-    follow, actor_loss = agent.follow, agent.actor_loss
-    agent.follow = lambda: critics.append(agent.critic.net.weights[0].clone()) or follow()
+    follow, actor_loss = agent.update_target, agent.actor_loss
+    agent.update_target = lambda: critics.append(agent.critic.net.weights[0].clone()) or follow()
     agent.actor_loss = lambda batch: seen.append(batch["obs"]) or actor_loss(batch)
     agent.update_online(batches)
     assert len({weights.sum().item() for weights in critics}) == len(critics) == 4  # the target follows each of them
@@ -129,7 +129,7 @@ def test_the_target_keeps_its_share_of_the_old_value():
             old.fill_(1.0)
             new.fill_(0.0)
     for _ in range(4):
-        agent.follow()
+        agent.update_target()
     assert all(torch.allclose(p, torch.tensor(0.98015), atol=1e-5) for p in agent.critic_target.parameters())
 
 
@@ -271,7 +271,8 @@ def test_offline_checkpoints_of_cal_ql(capsys):
     tuned = run("--run-name", "tuned", "--offline-checkpoint", "runs/ensemble/offline.pt", "--warmup-steps", "90")
     start, final = (torch.load(path, weights_only=True)["agent"] for path in ("runs/ensemble/offline.pt", tuned / "latest.pt"))
     assert all(torch.equal(tensor, final[name]) for name, tensor in start.items())
-    for flags, words in (([], "its layer_norm is False, not True"), (["--no-layer-norm"], "does not fit the networks of this run")):
+    refused = (([], "its layer_norm is False, not True"), (["--no-layer-norm"], "does not fit the networks of this run"))
+    for flags, words in refused:
         with pytest.raises(SystemExit) as stop:
             run("--run-name", "refused", "--offline-checkpoint", "runs/twin/offline.pt", *flags)
         assert stop.value.code == 2

@@ -175,9 +175,8 @@ class Agent(nn.Module):
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()
         self.args = args
-        self.actor = Actor(obs_dim, act_dim)  # offline: the only policy; after the switch: the new one
-        self.offline_actor = copy.deepcopy(self.actor).requires_grad_(False)
-        self.value = mlp(obs_dim, 1)
+        self.actor, self.value = Actor(obs_dim, act_dim), mlp(obs_dim, 1)
+        self.offline_actor = copy.deepcopy(self.actor).requires_grad_(False)  # the first policy, from the switch on
         self.critic = Critic(args.num_critics, obs_dim, act_dim)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.to(device)
@@ -221,8 +220,7 @@ class Agent(nn.Module):
         obs, actions = batch["obs"], batch["actions"]
         with torch.no_grad():
             target_q = self.critic_target(obs, actions).amin(0)  # (E, B) -> (B,)
-            next_value = self.value(batch["next_obs"]).squeeze(-1)
-            target = batch["rewards"] + self.args.gamma * (1 - batch["terminations"]) * next_value
+            target = batch["rewards"] + self.args.gamma * (1 - batch["terminations"]) * self.value(batch["next_obs"])[:, 0]
 
         value = self.value(obs).squeeze(-1)
         u = target_q - value  # the advantage of the data's action
@@ -260,8 +258,7 @@ def return_scale(rewards: np.ndarray, ends: np.ndarray) -> float:
 def main(args: Args) -> None:
     device = set_up(args)
     check(0 <= args.offline_ratio <= 1, "--offline-ratio must lie between 0 and 1")
-    check(args.warmup_steps >= 0, "--warmup-steps must be at least 0")
-    check(0 <= args.inverse_temperature < math.inf, "--inverse-temperature must be at least 0 and finite")
+    check(args.inverse_temperature >= 0, "--inverse-temperature must be at least 0")
     if args.baseline in ("buffer", "scratch"):
         check(not args.offline_checkpoint, f"--baseline {args.baseline} starts from nothing: leave --offline-checkpoint out")
         args.offline_steps = 0
@@ -613,7 +610,8 @@ class Run:
         """Networks and optimizer from a checkpoint; to resume, all the rest too, and how long the logs were is returned."""
         state = load_checkpoint(path)
         old, new = state["args"] | state, vars(self.args) | self.identity
-        for key in ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "normalize_returns", "layer_norm"):
+        same = ("gamma", "reward_scale", "reward_bias", "normalize_returns", "success_ends_episode", "layer_norm")
+        for key in ("networks", "dataset_id", *same):
             check(old.get(key) == new.get(key), f"{path} does not fit: its {key} is {old.get(key)}, not {new.get(key)}")
         try:
             self.agent.load_state_dict(state["agent"], strict=bool(self.args.resume))  # scripts may differ in one network
@@ -666,10 +664,11 @@ def load_checkpoint(path: str) -> dict:
 
 def set_up(args: Args) -> torch.device:
     """Check the arguments, seed torch, choose the device."""
-    for name in ("seed", "offline_steps", "online_steps", "eval_every", "eval_episodes", "batch_size", "checkpoint_every"):
-        least = int(name in ("eval_every", "eval_episodes", "batch_size", "checkpoint_every"))
-        check(getattr(args, name) >= least, f"--{name.replace('_', '-')} must be at least {least}")
-    check(args.reward_scale != 0 and math.isfinite(args.reward_scale + args.reward_bias), "--reward-scale is 0 or not finite")
+    for name, value in vars(args).items():
+        flag, zero = f"--{name.replace('_', '-')}", name.endswith(("seed", "steps", "subset", "_lr", "_rate", "gamma", "tau"))
+        check(type(value) is not float or math.isfinite(value), f"{flag} must be finite")
+        check(not zero and type(value) is not int or value >= 1 - zero, f"{flag} must be at least {1 - zero}")
+    check(args.reward_scale != 0 and max(args.gamma, args.tau) <= 1, "--reward-scale is 0, or --gamma or --tau above 1")
     check(args.device != "cuda" or torch.cuda.is_available(), "--device cuda: torch finds no CUDA device")
     for package in ["wandb"] * args.track + ["moviepy"] * args.capture_video:
         check(importlib.util.find_spec(package) is not None, f"this needs {package}: pip install {package}")
@@ -695,9 +694,9 @@ def parse_args(argv: list[str]) -> Args:
         saved = load_checkpoint(args.resume)
         check(saved["script"] == SCRIPT.name, f"{args.resume} belongs to {saved['script']}, not to {SCRIPT.name}")
         check(saved.get("phase", "done") != "done", f"{args.resume}: only the latest.pt of a stopped run can be resumed")
-        args = tyro.cli(Args, args=argv, default=Args(**saved["args"]))
-        for name in saved["args"].keys() - {"resume", "run_dir", "run_name", "device", "track", "capture_video"}:
-            old, new = saved["args"][name], getattr(args, name)
+        args = tyro.cli(Args, args=argv, default=Args(**{name: x for name, x in saved["args"].items() if hasattr(args, name)}))
+        for name in saved["args"].keys() - {"resume", "run_dir", "device", "track", "capture_video"}:
+            old, new = saved["args"][name], vars(args).get(name)
             check(new == old, f"--{name.replace('_', '-')} {new}: the run to resume has {old}")
         folder = Path(args.resume).resolve().parent
         return dataclasses.replace(args, run_dir=str(folder.parent), run_name=folder.name)

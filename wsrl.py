@@ -22,9 +22,9 @@ Deviations from the authors' code (github.com/zhouzypaul/wsrl):
  1. A step of Adam touches the networks of its loss only; theirs moves the others on their momentum, with zero gradients.
  2. Networks, multiplier, temperature and log-densities are those of cal_ql.py: the official Cal-QL's form of them (theirs
     have a softplus multiplier without w, an entropy estimate in the next states, a policy with constant std on antmaze).
- 3. Budgets of locomotion and pointmaze: what a CPU can afford.
+ 3. Budgets of locomotion and pointmaze: what a CPU can afford. How often is evaluated: ours.
  4. --retain-offline-ratio holds in every minibatch; theirs puts all offline rows into some of them.
- 5. As in cal_ql.py, its deviations 2, 3, 5 and 6, Adroit's rewards, and the settings for pointmaze, which are ours.
+ 5. Deviations 3, 5, 6 and 7 of cal_ql.py; and, from 2 and 4, the shared draws, Adroit's rewards, the settings for pointmaze.
 
     python wsrl.py                                                       # bundled hopper data
     python wsrl.py --offline-checkpoint runs/NAME/offline.pt             # see docs/wsrl.md for cal_ql.py's
@@ -329,12 +329,12 @@ def mc_returns(rewards: np.ndarray, terminations: np.ndarray, ends: np.ndarray, 
 
 def main(args: Args) -> None:
     device = set_up(args)
-    least = {"hidden": 1, "actor_layers": 1, "critic_layers": 1, "num_critics": 1, "num_actions": 1, "critic_subset": 0}
-    least |= {"warmup_steps": 0, "utd_ratio": 1}
-    for name, number in least.items():
-        check(getattr(args, name) >= number, f"--{name.replace('_', '-')} must be at least {number}")
     check(0 <= args.retain_offline_ratio <= 1, "--retain-offline-ratio must lie between 0 and 1")
     check(args.gamma < 1 or not args.sparse, "--sparse needs a --gamma below 1")
+    check(args.cql_alpha >= 0, "--cql-alpha must be at least 0")
+    idle = max(args.warmup_steps, args.utd_ratio * args.batch_size * (1 - args.retain_offline_ratio))  # steps without update
+    if 0 < args.online_steps <= idle:
+        print(f"note: --online-steps {args.online_steps} end before the first update, which follows step {idle:g}")
     columns, ends, task, references = load_data(args)
     env, eval_env = make_env(task, columns, args), make_env(task, columns, args, video=args.capture_video)
     columns["rewards"] = args.reward_scale * columns["rewards"] + args.reward_bias
@@ -365,7 +365,7 @@ def main(args: Args) -> None:
         reward = args.reward_scale * float(reward) + args.reward_bias
         buffer.add(obs=obs, actions=action, rewards=reward, next_obs=next_obs, terminations=terminated, mc_returns=0)
         obs = next_obs
-        if step > max(args.warmup_steps, args.utd_ratio * args.batch_size * (1 - args.retain_offline_ratio)):
+        if step > idle:
             batches = [buffer.sample(args.batch_size, args.retain_offline_ratio) for _ in range(args.utd_ratio)]
             run.report(agent.update_online(batches))
         if step % args.eval_every == 0 or step == args.online_steps:
@@ -668,7 +668,8 @@ class Run:
         """Networks and optimizer from a checkpoint; to resume, all the rest too, and how long the logs were is returned."""
         state = load_checkpoint(path)
         old, new = state["args"] | state, vars(self.args) | self.identity
-        for key in ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "normalize_returns", "layer_norm"):
+        same = ("gamma", "reward_scale", "reward_bias", "normalize_returns", "success_ends_episode", "layer_norm")
+        for key in ("networks", "dataset_id", *same):
             check(old.get(key) == new.get(key), f"{path} does not fit: its {key} is {old.get(key)}, not {new.get(key)}")
         try:
             self.agent.load_state_dict(state["agent"], strict=bool(self.args.resume))  # scripts may differ in one network
@@ -721,10 +722,11 @@ def load_checkpoint(path: str) -> dict:
 
 def set_up(args: Args) -> torch.device:
     """Check the arguments, seed torch, choose the device."""
-    for name in ("seed", "offline_steps", "online_steps", "eval_every", "eval_episodes", "batch_size", "checkpoint_every"):
-        least = int(name in ("eval_every", "eval_episodes", "batch_size", "checkpoint_every"))
-        check(getattr(args, name) >= least, f"--{name.replace('_', '-')} must be at least {least}")
-    check(args.reward_scale != 0 and math.isfinite(args.reward_scale + args.reward_bias), "--reward-scale is 0 or not finite")
+    for name, value in vars(args).items():
+        flag, zero = f"--{name.replace('_', '-')}", name.endswith(("seed", "steps", "subset", "_lr", "_rate", "gamma", "tau"))
+        check(type(value) is not float or math.isfinite(value), f"{flag} must be finite")
+        check(not zero and type(value) is not int or value >= 1 - zero, f"{flag} must be at least {1 - zero}")
+    check(args.reward_scale != 0 and max(args.gamma, args.tau) <= 1, "--reward-scale is 0, or --gamma or --tau above 1")
     check(args.device != "cuda" or torch.cuda.is_available(), "--device cuda: torch finds no CUDA device")
     for package in ["wandb"] * args.track + ["moviepy"] * args.capture_video:
         check(importlib.util.find_spec(package) is not None, f"this needs {package}: pip install {package}")
@@ -750,9 +752,9 @@ def parse_args(argv: list[str]) -> Args:
         saved = load_checkpoint(args.resume)
         check(saved["script"] == SCRIPT.name, f"{args.resume} belongs to {saved['script']}, not to {SCRIPT.name}")
         check(saved.get("phase", "done") != "done", f"{args.resume}: only the latest.pt of a stopped run can be resumed")
-        args = tyro.cli(Args, args=argv, default=Args(**saved["args"]))
-        for name in saved["args"].keys() - {"resume", "run_dir", "run_name", "device", "track", "capture_video"}:
-            old, new = saved["args"][name], getattr(args, name)
+        args = tyro.cli(Args, args=argv, default=Args(**{name: x for name, x in saved["args"].items() if hasattr(args, name)}))
+        for name in saved["args"].keys() - {"resume", "run_dir", "device", "track", "capture_video"}:
+            old, new = saved["args"][name], vars(args).get(name)
             check(new == old, f"--{name.replace('_', '-')} {new}: the run to resume has {old}")
         folder = Path(args.resume).resolve().parent
         return dataclasses.replace(args, run_dir=str(folder.parent), run_name=folder.name)

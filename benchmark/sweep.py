@@ -8,8 +8,8 @@ What follows `--` goes to every run. A sweep can be stopped and started again at
 has not come that far starts afresh. A run that was made with other arguments is refused: give those a --tag.
 
 What a run prints goes to <run>.log beside its folder. After each finished run --out is written anew: one row per run,
-step and policy, enough to draw every curve of the docs (benchmark/plot.py reads it). Rows of runs outside this sweep
-stay as they are. Exit status: 0 all finished; 1 some failed, named at the end; 2 bad input.
+step and policy, enough to draw every curve of the docs (benchmark/plot.py reads it); and, if asked for, --losses. Rows of
+runs outside this sweep stay as they are. Exit status: 0 all finished; 1 some failed, named at the end; 2 bad input.
 """
 
 import csv
@@ -39,6 +39,8 @@ class Args:
     """Minari ids"""
     out: Path
     """CSV that receives the evaluations of all runs"""
+    losses: Path | None = None
+    """CSV that receives the losses, values, ... that each run logged last before each evaluation"""
     seeds: tuple[int, ...] = (0,)
     """one run per data set and seed"""
     jobs: int = 1
@@ -82,19 +84,36 @@ def read_run(folder: Path, tag: str = "") -> list[dict[str, str]]:
     return rows
 
 
+def read_losses(folder: Path, tag: str = "") -> list[dict[str, str]]:
+    """One row per evaluation of a run: what it logged last before, by names without the phase."""
+    config = json.loads((folder / "config.json").read_text())
+    rows, losses = [], {}
+    for row in read_table(folder / "metrics.csv"):
+        for phase in ("offline", "online"):
+            names = [key for key in row if key.startswith(f"{phase}/") and "/episode_" not in key and row[key]]
+            losses = {"phase": phase} | {key.partition("/")[2]: f"{float(row[key]):.5g}" for key in names} if names else losses
+        if row["eval/return"] and losses.get("phase") == ("online" if int(row["step"]) > 0 else "offline"):
+            run = {"script": config["script"], "tag": tag, "dataset": config["dataset_id"], "seed": str(config["seed"])}
+            rows.append(run | {"step": row["step"]} | losses)
+    return rows
+
+
 def write_results(args: Args, folders: list[Path]) -> None:
-    """Put the finished runs among `folders` into --out, in place of what it says about them; the change is atomic."""
-    rows = [row for folder in folders if (folder / "summary.json").exists() for row in read_run(folder, args.tag)]
-    runs = {tuple(row[key] for key in COLUMNS[:4]) for row in rows}
-    rows += [row for row in read_table(args.out) if tuple(row[key] for key in COLUMNS[:4]) not in runs]
-    rows.sort(key=lambda row: (row["script"], row["tag"], row["dataset"], int(row["seed"]), int(row["step"]), row["policy"]))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.out.with_suffix(".tmp")
-    with open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, args.out)
+    """Put the finished runs among `folders` into --out and --losses, in place of what these say about them."""
+    for path, read, columns in ((args.out, read_run, COLUMNS), (args.losses, read_losses, COLUMNS[:6])):
+        if path is None:
+            continue
+        rows = [row for folder in folders if (folder / "summary.json").exists() for row in read(folder, args.tag)]
+        runs = {tuple(row[key] for key in COLUMNS[:4]) for row in rows}
+        rows += [row for row in read_table(path) if tuple(row[key] for key in COLUMNS[:4]) not in runs]
+        rows.sort(key=lambda row: (*(row[key] for key in COLUMNS[:3]), int(row["seed"]), int(row["step"]), row.get("policy")))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")  # the change is atomic
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, dict.fromkeys([*columns, *(key for row in rows for key in row)]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, path)
 
 
 def check_header(folder: Path, header: str) -> None:

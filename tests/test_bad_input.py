@@ -108,8 +108,15 @@ def test_environment_that_cannot_be_built(capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--reward-scale", 0], "--reward-scale is 0 or not finite"),
-        (["--reward-scale", "nan"], "--reward-scale is 0 or not finite"),
+        (["--reward-scale", 0], "--reward-scale is 0"),
+        (["--reward-scale", "nan"], "--reward-scale must be finite"),
+        (["--reward-bias", "inf"], "--reward-bias must be finite"),
+        (["--gamma", "1.5"], "--gamma or --tau above 1"),
+        (["--tau", "2"], "--gamma or --tau above 1"),
+        (["--gamma", "-0.1"], "--gamma must be at least 0"),
+        (["--learning-rate", "-1"], "--learning-rate must be at least 0"),
+        (["--beta", "nan"], "--beta must be finite"),
+        (["--num-critics", 0], "--num-critics must be at least 1"),
         (["--offline-steps", -1], "--offline-steps must be at least 0"),
         (["--online-steps", -1], "--online-steps must be at least 0"),
         (["--seed", -1], "--seed must be at least 0"),
@@ -195,6 +202,10 @@ def test_checkpoints_that_do_not_fit(finished, capsys, tmp_path):
     assert "does not fit the networks" in refused(capsys, *start, offline, "--num-critics", 5)
     assert "can be resumed" in refused(capsys, "--resume", latest)  # it is complete
     assert "can be resumed" in refused(capsys, "--resume", offline)
+    goal = torch.load(offline, weights_only=True)["args"] | {"success_ends_episode": True}
+    assert "its success_ends_episode is True, not False" in refused(capsys, *start, edited(offline, "goal.pt", args=goal))
+    older = edited(latest, "older.pt", args={"seed": 0, "expectancy": 0.7}, phase="online")  # a flag that is no more
+    assert "--expectancy None: the run to resume has 0.7" in refused(capsys, "--resume", older)
     assert "belongs to pex.py" in refused(capsys, "--resume", edited(latest, "pex.pt", script="pex.py", phase="online"))
 
 
@@ -211,6 +222,8 @@ def test_checkpoint_never_runs_code(finished, capsys):
 def test_resumed_run_keeps_its_arguments(finished, capsys):
     stopped = edited(finished / "latest.pt", finished / "stopped.pt", phase="offline", step=-10)
     assert "--beta 1.0: the run to resume has 3.0" in refused(capsys, "--resume", stopped, "--beta", "1")
+    name = torch.load(stopped, weights_only=True)["args"]["run_name"]
+    assert f"--run-name new: the run to resume has {name}" in refused(capsys, "--resume", stopped, "--run-name", "new")
     args = iql.parse_args(["--resume", str(stopped), "--device", "cpu", "--batch-size", "16"])
     assert (args.device, args.beta) == ("cpu", 3.0)
 

@@ -146,6 +146,60 @@ def test_critic_loss_equals_numpy(settings, calibrate):
     assert metrics["mc_return"].item() == pytest.approx(x["mc_returns"].mean(), rel=1e-4)
 
 
+def gradients(loss, parameters):
+    return torch.autograd.grad(loss, list(parameters), retain_graph=True)
+
+
+@pytest.mark.parametrize("settings", [{}, {"lagrange": True}, {"calibrate": False, "layer_norm": True}])
+def test_critic_loss_trains_critics_and_multiplier_alone(settings):
+    """The critics descend TD error + w m gap, and nothing flows into the policy, by whose samples they are judged."""
+    agent, batch = make_agent(**settings), make_batch()
+    loss, metrics, ((next_actions, next_log_prob), (current, current_log_prob)), uniform, _ = draw(agent, batch)
+    n, policy = np.float32, np.concatenate([current, next_actions])
+    q = agent.critic(batch["obs"], batch["actions"][None])[:, 0]
+    next_q = agent.critic_target(batch["next_obs"], torch.tensor(next_actions.astype(n))).amin(0).amax(0)
+    target = batch["rewards"] + 0.9 * (1 - batch["terminations"]) * next_q
+    values = agent.critic(batch["obs"], torch.tensor(np.concatenate([uniform, policy]).astype(n)))
+    if agent.args.calibrate:
+        values = torch.cat([values[:, :N], torch.maximum(values[:, N:], batch["mc_returns"])], 1)
+    densities = np.concatenate([np.full((N, B), ACT * np.log(0.5)), current_log_prob, next_log_prob])
+    gap = ((values - torch.tensor(densities.astype(n))).logsumexp(1) - q).mean()
+    assert gap.item() == pytest.approx(metrics["cql_gap"].item(), rel=1e-4)
+    expected = (q - target.detach()).square().mean() + 5.0 * (math.e if agent.args.lagrange else 1.0) * gap
+    for one, other in zip(gradients(loss, agent.critic.parameters()), gradients(expected, agent.critic.parameters())):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+    loss.backward()
+    assert all(p.grad is None for p in (*agent.actor.parameters(), *agent.critic_target.parameters(), agent.log_alpha))
+    if agent.args.lagrange:
+        assert agent.log_multiplier.grad.item() == pytest.approx(-5 * math.e * (gap.item() - 0.8), 1e-3)
+
+
+def test_actor_loss_trains_the_policy_by_its_own_loss_alone():
+    agent, batch = make_agent(), make_batch()
+    with torch.no_grad():
+        agent.log_alpha.fill_(-1.0)
+    agent.actor.sample = recorder = Recorder(agent.actor)
+    torch.manual_seed(2)
+    loss, _ = agent.actor_loss(batch)
+    torch.manual_seed(2)
+    actions, log_prob = recorder.sample(batch["obs"], 1)
+    expected = (math.exp(-1) * log_prob - agent.critic(batch["obs"], actions).amin(0)).mean()
+    for one, other in zip(gradients(loss, agent.actor.parameters()), gradients(expected, agent.actor.parameters())):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_all_losses_see_the_networks_as_before_the_step():
+    whole, parts, batch = make_agent(), make_agent(), make_batch()
+    torch.manual_seed(4)
+    whole.update(batch)
+    torch.manual_seed(4)
+    losses = [parts.critic_loss(batch)[0], parts.actor_loss(batch)[0]]
+    sum(losses).backward()
+    parts.optimizer.step()
+    for one, other in ((whole.actor, parts.actor), (whole.critic, parts.critic)):
+        assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters()))
+
+
 def test_actor_and_temperature_losses_equal_numpy():
     agent, batch = make_agent(num_critics=4), make_batch()
     with torch.no_grad():
@@ -443,19 +497,42 @@ def test_the_switch_changes_no_tensor():
     assert len(offline["optimizer"]["state"]) == len(offline["optimizer"]["param_groups"][0]["params"]) + len(
         offline["optimizer"]["param_groups"][1]["params"]
     )
-    run("--run-name", "second", "--offline-checkpoint", str(first / "offline.pt"), "--lagrange")
 
 
-def test_compiled_td_and_actor_losses_are_the_same():
-    batch = make_batch()
-    plain, compiled = make_agent(), make_agent(compile=True)
-    for agent in (plain, compiled):
-        agent.actor.sample = lambda obs, count: (torch.full((count, B, ACT), 0.3), torch.full((count, B), -1.0))
-    values = []
-    for agent in (plain, compiled):
-        values.append([agent.critic_loss(batch | {"mc_returns": torch.zeros(B)})[1]["td_loss"], agent.actor_loss(batch)[0]])
-    for one, other in zip(*values):
-        assert one.item() == pytest.approx(other.item(), rel=1e-4)
+def test_moments_and_calibration_go_on_across_the_switch(monkeypatch):
+    pendulum()
+    seen, update = [], cal_ql.Agent.update
+
+    def updating(self, batch):
+        before = [{k: v.clone() for k, v in moments.items()} for moments in self.optimizer.state_dict()["state"].values()]
+        state = torch.get_rng_state()
+        gap = self.critic_loss(batch | {"mc_returns": torch.full((16,), 1e6)})[1]["cql_gap"].item()
+        torch.set_rng_state(state)
+        seen.append((before, gap))
+        return update(self, batch)
+
+    monkeypatch.setattr(cal_ql.Agent, "update", updating)
+    folder, first = run("--run-name", "run"), len(seen)
+    again = run("--run-name", "again", "--offline-checkpoint", str(folder / "offline.pt"))
+    offline = torch.load(folder / "offline.pt", weights_only=True)["optimizer"]["state"].values()
+    for before, _ in (seen[60], seen[first]):  # each run's first update online
+        for moments, kept in zip(before, offline, strict=True):
+            assert all(torch.equal(moments[name], kept[name]) for name in ("exp_avg", "exp_avg_sq", "step"))
+    assert all(gap > 9e5 for _, gap in seen)  # a return so high lifts the policy's values, online too
+    assert (again / "summary.json").exists()
+
+
+def test_compiled_losses_and_gradients_are_the_same(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config, "fallback_random", True)  # the random numbers of the eager run
+    results = []
+    for agent in (make_agent(layer_norm=True), make_agent(layer_norm=True, compile=True)):
+        torch.manual_seed(1)
+        (critic_loss, metrics), (actor_loss, more) = agent.critic_loss(make_batch()), agent.actor_loss(make_batch())
+        (critic_loss + actor_loss).backward()
+        results.append([*metrics.values(), *more.values(), *(p.grad for p in agent.parameters() if p.grad is not None)])
+    assert len(results[0]) == len(results[1]) > 20
+    for one, other in zip(*results):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_two_armed_bandit():
@@ -488,6 +565,8 @@ def test_paper_settings_name_real_arguments():
         (["--num-actions", "0"], "--num-actions must be at least 1"),
         (["--critic-layers", "0"], "--critic-layers must be at least 1"),
         (["--critic-subset", "-1"], "--critic-subset must be at least 0"),
+        (["--critic-lr", "-0.1"], "--critic-lr must be at least 0"),
+        (["--cql-alpha", "-1"], "--cql-alpha must be at least 0"),
         (["--offline-ratio", "2"], "between 0 and 1"),
         (["--sparse", "--gamma", "1"], "needs a --gamma below 1"),
     ],

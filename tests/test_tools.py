@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import make_dataset
 import minari
 import numpy as np
@@ -83,29 +84,48 @@ def test_shortest_path():
 
 @pytest.mark.parametrize("dataset_id", ["o2o/hopper/medium-v0", "o2o/pointmaze/large-v0", "test/pendulum/random-v0"])
 def test_check_data(dataset_id):
-    if dataset_id.startswith("test"):
-        pendulum()
+    if dataset_id.startswith("test"):  # recorded in [-3, 3], as the task wants it, but described as wider
+        pendulum(action_space=gym.spaces.Box(-6, 6, (1,)))
     out = tool(ROOT / "tools/check_data.py", dataset_id, "--replay-episodes", 1)
     for word in ("episodes", "return", "termination", "truncation", "outside", "reward"):
         assert word in out.lower(), word
+    assert ("[-3.] to [3.]: NOT THE SAME" if dataset_id.startswith("test") else "the environment's is the same") in out
     assert "no data set" in tool(ROOT / "tools/check_data.py", "nonsense!", status=2)
 
 
 def test_sweep_and_plot():
     pendulum()
     command = [ROOT / "benchmark/sweep.py", ROOT / "iql.py", "--datasets", "test/pendulum/random-v0", "--seeds", 0, 1]
-    command += ["--out", "results.csv", "--", *TINY]
+    command += ["--out", "results.csv", "--losses", "losses.csv", "--", *TINY]
     first = tool(*command)
     assert first.count("start") == 2
     rows = list(csv.DictReader(open("results.csv")))
     assert {(row["seed"], row["step"]) for row in rows} == {(s, t) for s in "01" for t in ("-30", "0", "30", "60", "90")}
+    losses = list(csv.DictReader(open("losses.csv")))  # so short a run logs them at the switch only
+    assert [(row["seed"], row["step"], row["phase"]) for row in losses] == [("0", "0", "offline"), ("1", "0", "offline")]
+    assert {name for name in losses[0] if losses[0][name]} == {"script", "dataset", "seed", "step", "phase", *iql.METRICS}
+    before = Path("losses.csv").read_bytes()
     assert tool(*command).count("finished") == 2
+    assert Path("losses.csv").read_bytes() == before
     out = tool(ROOT / "benchmark/plot.py", "results.csv", "--out", "curve.png")
     assert "test/pendulum/random-v0" in out
     assert Path("curve.png").read_bytes()[:4] == b"\x89PNG"
     folder = run("--dataset-id", "test/pendulum/random-v0", *TINY, "--run-name", "one")
     tool(ROOT / "benchmark/plot.py", folder, "--out", "one.png")
     assert Path("one.png").exists()
+
+
+def test_losses_of_a_run(tmp_path):
+    sys.path.insert(0, str(ROOT / "benchmark"))
+    from sweep import read_losses
+
+    (tmp_path / "config.json").write_text('{"script": "cal_ql.py", "dataset_id": "test/x/y-v0", "seed": 3}')
+    rows = ["step,offline/q,online/q,online/episode_return,eval/return", "-500,1,,,", "-500,,,,7", "0,2.123456,,,", "0,,,,7"]
+    rows += ["5,,,99,", "10,,,,7", "500,,3,,", "501,,,98,", "510,,,,7"]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n")
+    found = [(row["step"], row["phase"], row["q"]) for row in read_losses(tmp_path, "tag")]
+    assert found == [("-500", "offline", "1"), ("0", "offline", "2.1235"), ("510", "online", "3")]  # nothing yet before 10
+    assert read_losses(tmp_path)[0].keys() == {"script", "tag", "dataset", "seed", "step", "phase", "q"}
 
 
 def test_inspect_critic():

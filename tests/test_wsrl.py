@@ -57,6 +57,11 @@ def test_offline_losses_are_those_of_cal_ql():
             torch.manual_seed(3)
             results.append(loss(batch))
         assert results[0][0].item() == results[1][0].item()
+        for (result, _), network in zip(results, (agent, parent)):
+            network.zero_grad()
+            result.backward()
+        for p, q in zip(agent.parameters(), parent.parameters(), strict=True):
+            assert (p.grad is None and q.grad is None) or torch.equal(p.grad, q.grad)
         assert results[0][1].keys() == results[1][1].keys()
 
 
@@ -75,6 +80,8 @@ def test_online_critic_loss_equals_numpy(online_max_backup, max_backup):
     target = x["rewards"] + 0.9 * (1 - x["terminations"]) * next_q[subsets[0].numpy()].min(0).max(0)
     q = q_values(agent.critic.net, x["obs"], x["actions"][None], layer_norm=True)[:, 0]
     assert loss.item() == pytest.approx(np.mean((q - target) ** 2), rel=1e-4)
+    loss.backward()
+    assert all(p.grad is None for p in (*agent.actor.parameters(), agent.log_alpha, agent.log_multiplier))
     assert metrics.keys() == {"td_loss", "q"}
     assert metrics["q"].item() == pytest.approx(q.mean(), rel=1e-4, abs=1e-5)
 
@@ -269,6 +276,7 @@ def test_offline_checkpoints_of_cal_ql(capsys):
     cal_ql.main(cal_ql.parse_args([*flags, *same, "--run-name", "ensemble"]))
     cal_ql.main(cal_ql.parse_args([*flags, "--run-name", "twin"]))
     tuned = run("--run-name", "tuned", "--offline-checkpoint", "runs/ensemble/offline.pt", "--warmup-steps", "90")
+    assert "note: --online-steps 90 end before the first update, which follows step 90" in capsys.readouterr().out
     start, final = (torch.load(path, weights_only=True)["agent"] for path in ("runs/ensemble/offline.pt", tuned / "latest.pt"))
     assert all(torch.equal(tensor, final[name]) for name, tensor in start.items())
     refused = (([], "its layer_norm is False, not True"), (["--no-layer-norm"], "does not fit the networks of this run"))

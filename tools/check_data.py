@@ -174,7 +174,10 @@ def look(dataset_id: str, replay_episodes: int) -> None:
         references = metadata["ref_min_score"], metadata["ref_max_score"]
     print(f"data set    {dataset_id}, recorded in {recorded.id}, evaluated in {task.id}")
     kept, firsts = describe(dataset, references, max(1, replay_episodes))
-    compare_resets(gym.make(task, disable_env_checker=True), at(kept[0].observations, 0), firsts)
+    env = gym.make(task, disable_env_checker=True)
+    now, same = env.action_space, env.action_space == box
+    print(f"action box  the environment's is {'the same' if same else f'{now.low} to {now.high}: NOT THE SAME'}")
+    compare_resets(env, at(kept[0].observations, 0), firsts)
     env = gym.make(recorded, disable_env_checker=True)
     for episode in kept[:replay_episodes]:
         compare_rewards(env, episode, next(iter(dataset.storage.get_episode_metadata([episode.id]))))

@@ -262,6 +262,7 @@ def main(args: Args) -> None:
     if args.baseline in ("buffer", "scratch"):
         check(not args.offline_checkpoint, f"--baseline {args.baseline} starts from nothing: leave --offline-checkpoint out")
         args.offline_steps = 0
+        print(f"note: --baseline {args.baseline} has no offline phase")
     columns, ends, task, references = load_data(args)
     env, eval_env = make_env(task, columns, args), make_env(task, columns, args, video=args.capture_video)
     scale = args.reward_scale * (return_scale(columns["rewards"], ends) if args.normalize_returns else 1.0)

@@ -171,7 +171,7 @@ def run(*flags):
 
 
 @pytest.mark.parametrize("baseline, share", [("pex", 0.5), ("buffer", 0.5), ("scratch", 0.0)])
-def test_batches_warm_up_and_updates(monkeypatch, baseline, share):
+def test_batches_warm_up_and_updates(monkeypatch, capsys, baseline, share):
     pendulum()
     seen, update = [], pex.Agent.update
 
@@ -189,6 +189,7 @@ def test_batches_warm_up_and_updates(monkeypatch, baseline, share):
     monkeypatch.setattr(pex.ReplayBuffer, "__init__", tagged)
     run("--run-name", baseline, "--baseline", baseline)
     offline = 60 if baseline == "pex" else 0
+    assert (f"note: --baseline {baseline} has no offline phase" in capsys.readouterr().out) == (offline == 0)
     assert [expanded for expanded, *_ in seen] == [False] * offline + [baseline == "pex"] * 70  # 90 steps, 20 of them warm-up
     assert {tags for _, tags, _ in seen[offline:]} == {share}
     assert seen[offline][2] == 0  # no moments before the first online update

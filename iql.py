@@ -601,9 +601,9 @@ def load_checkpoint(path: str) -> dict:
 def set_up(args: Args) -> torch.device:
     """Check the arguments, seed torch, choose the device."""
     for name, value in vars(args).items():
-        flag, zero = f"--{name.replace('_', '-')}", name.endswith(("seed", "steps", "subset", "_lr", "_rate", "gamma", "tau"))
+        flag, lo = f"--{name.replace('_', '-')}", not name.endswith(("seed", "steps", "subset", "_lr", "_rate", "gamma", "tau"))
         check(type(value) is not float or math.isfinite(value), f"{flag} must be finite")
-        check(not zero and type(value) is not int or value >= 1 - zero, f"{flag} must be at least {1 - zero}")
+        check(lo and type(value) is not int or lo <= value < 2**63, f"{flag} must be at least {lo:d} and below 2**63")
     check(args.reward_scale != 0 and max(args.gamma, args.tau) <= 1, "--reward-scale is 0, or --gamma or --tau above 1")
     check(args.device != "cuda" or torch.cuda.is_available(), "--device cuda: torch finds no CUDA device")
     for package in ["wandb"] * args.track + ["moviepy"] * args.capture_video:

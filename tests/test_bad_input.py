@@ -120,6 +120,7 @@ def test_environment_that_cannot_be_built(capsys):
         (["--offline-steps", -1], "--offline-steps must be at least 0"),
         (["--online-steps", -1], "--online-steps must be at least 0"),
         (["--seed", -1], "--seed must be at least 0"),
+        (["--seed", 2**63], "--seed must be at least 0 and below 2**63"),
         (["--eval-every", 0], "--eval-every must be at least 1"),
         (["--eval-episodes", 0], "--eval-episodes must be at least 1"),
         (["--batch-size", 0], "--batch-size must be at least 1"),

@@ -203,7 +203,7 @@ def test_starts_from_an_iql_checkpoint_with_as_many_critics(capsys):
 def test_bad_settings_are_refused(capsys):
     pendulum()
     for flag, words in (
-        ("--num-candidates=0", "--num-candidates must be at least 1"),
+        ("--num-candidates=0", "--num-candidates must be at least 1 and below 2**63"),
         ("--sigma=-1", "--sigma must be at least 0"),
         ("--omega=nan", "--omega must be finite"),
     ):

@@ -69,24 +69,42 @@ class Args:
     # ---- shared arguments: the same in every script ----
     seed: int = 0  # seed of networks, batches, exploration and environments
     dataset_id: str = "o2o/hopper/medium-v0"  # Minari id: the bundled copy, else the local Minari copy, else a download
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # where networks and data live; auto: cuda if there is one
-    offline_steps: int = 100_000  # gradient steps on the data set alone; 0 leaves the offline phase out
+    device: Literal["auto", "cpu", "cuda"] = (
+        "auto"  # where networks and data live; auto: cuda if there is one
+    )
+    offline_steps: int = (
+        100_000  # gradient steps on the data set alone; 0 leaves the offline phase out
+    )
     online_steps: int = 50_000  # environment steps of the online phase; 0 leaves it out
-    eval_every: int = 5_000  # steps between evaluations (gradient steps offline, environment steps online)
+    eval_every: int = (
+        5_000  # steps between evaluations (gradient steps offline, environment steps online)
+    )
     eval_episodes: int = 10  # episodes per evaluation
     batch_size: int = 256  # transitions per gradient step
     gamma: float = 0.99  # discount per environment step
     tau: float = 0.005  # Polyak rate of the target critic per gradient step
-    reward_scale: float = 1.0  # the learner sees reward_scale * r + reward_bias; logged returns are raw
+    reward_scale: float = (
+        1.0  # the learner sees reward_scale * r + reward_bias; logged returns are raw
+    )
     reward_bias: float = 0.0  # added after scaling, see --reward-scale
-    success_ends_episode: bool = False  # mazes: end an episode at its first success, in data and environment
-    matmul_precision: Literal["highest", "medium"] = "medium"  # medium: bfloat16 (CPU) or TF32 (GPU) inside products
+    success_ends_episode: bool = (
+        False  # mazes: end an episode at its first success, in data and environment
+    )
+    matmul_precision: Literal["highest", "medium"] = (
+        "medium"  # medium: bfloat16 (CPU) or TF32 (GPU) inside products
+    )
     compile: bool = True  # torch.compile the loss where that works (CPU: a C++ compiler is needed; GPU: CUDA graphs)
     run_dir: str = "runs"  # folder that holds the runs
-    run_name: str | None = None  # this run's folder in it; default: data set, script, seed and start time
-    checkpoint_every: int = 10_000  # steps between two writes of latest.pt (online: at the next episode's end)
+    run_name: str | None = (
+        None  # this run's folder in it; default: data set, script, seed and start time
+    )
+    checkpoint_every: int = (
+        10_000  # steps between two writes of latest.pt (online: at the next episode's end)
+    )
     resume: str | None = None  # a run's latest.pt: go on in its directory with its arguments
-    offline_checkpoint: str | None = None  # an offline.pt: skip the offline phase and start at the switch
+    offline_checkpoint: str | None = (
+        None  # an offline.pt: skip the offline phase and start at the switch
+    )
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     capture_video: bool = False  # film the first episode of every evaluation (pip install moviepy)
     # ---- end of shared arguments ----
@@ -96,14 +114,18 @@ class Args:
     actor_layers: int = 2  # hidden layers of the policy
     critic_layers: int = 2  # hidden layers of each critic
     num_critics: int = 2  # size of the critic ensemble
-    critic_subset: int = 0  # critics drawn for a target's minimum and for the gap, with replacement; 0: all of them
+    critic_subset: int = (
+        0  # critics drawn for a target's minimum and for the gap, with replacement; 0: all of them
+    )
     layer_norm: bool = False  # normalize each hidden layer, in policy and critics
     calibrate: bool = True  # stop pushing policy actions down at the data's return; off: CQL
     cql_alpha: float = 5.0  # w, weight of the gap
     lagrange: bool = False  # tune a multiplier m of the gap so that it stays at --cql-gap
     cql_gap: float = 0.8  # g, see --lagrange
     num_actions: int = 10  # N, sampled actions of each kind and state
-    importance_sampling: bool = True  # subtract log-densities; off: raw values, and the data's action among them
+    importance_sampling: bool = (
+        True  # subtract log-densities; off: raw values, and the data's action among them
+    )
     max_backup: bool = True  # targets take the best of N next actions; off: one next action
     offline_ratio: float = 0.5  # share of each online batch that comes from the data set
     sparse: bool = False  # an unterminated episode of constant reward counts as going on forever: R = r / (1 - gamma)
@@ -111,13 +133,38 @@ class Args:
 
 # The settings of the authors' scripts (antmaze, Adroit) and of WSRL's (see deviation 4) are the defaults for a data set of that
 # family, the second-to-last part of its id; an explicit flag wins.
-ANTMAZE = {"critic_layers": 4, "offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
-ADROIT = {"hidden": 512, "critic_layers": 3, "cql_alpha": 1.0, "offline_steps": 20_000, "online_steps": 1_000_000}
-KITCHEN = {"hidden": 512, "actor_layers": 3, "critic_layers": 3, "importance_sampling": False, "offline_ratio": 0.25}
+ANTMAZE = {
+    "critic_layers": 4,
+    "offline_steps": 1_000_000,
+    "online_steps": 1_000_000,
+    "checkpoint_every": 50_000,
+}
+ADROIT = {
+    "hidden": 512,
+    "critic_layers": 3,
+    "cql_alpha": 1.0,
+    "offline_steps": 20_000,
+    "online_steps": 1_000_000,
+}
+KITCHEN = {
+    "hidden": 512,
+    "actor_layers": 3,
+    "critic_layers": 3,
+    "importance_sampling": False,
+    "offline_ratio": 0.25,
+}
 MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True, "sparse": True}
-POINTMAZE = {"cql_alpha": 0.5, "layer_norm": True, "gamma": 0.995, "tau": 0.02, "actor_lr": 3e-4}  # ours
+POINTMAZE = {
+    "cql_alpha": 0.5,
+    "layer_norm": True,
+    "gamma": 0.995,
+    "tau": 0.02,
+    "actor_lr": 3e-4,
+}  # ours
 PAPER_SETTINGS = {
-    **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], {"calibrate": False, "layer_norm": True}),
+    **dict.fromkeys(
+        ["hopper", "halfcheetah", "walker2d", "ant"], {"calibrate": False, "layer_norm": True}
+    ),
     **dict.fromkeys(["door", "hammer", "relocate"], ADROIT),
     "pen": ADROIT | {"online_steps": 200_000},
     "kitchen": KITCHEN | {"reward_bias": -4.0, "offline_steps": 250_000, "online_steps": 1_250_000},
@@ -126,9 +173,25 @@ PAPER_SETTINGS = {
 }
 
 NETWORKS = "cql"  # scripts with the same word here accept each other's offline.pt
-METRICS = ["td_loss", "cql_gap", "cql_weight", "bound_rate", "q", "mc_return", "actor_loss", "alpha", "entropy"]
+METRICS = [
+    "td_loss",
+    "cql_gap",
+    "cql_weight",
+    "bound_rate",
+    "q",
+    "mc_return",
+    "actor_loss",
+    "alpha",
+    "entropy",
+]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
-KEYS += ["online/episode_return", "online/episode_length", "eval/return", "eval/score", "eval/success"]
+KEYS += [
+    "online/episode_return",
+    "online/episode_length",
+    "eval/return",
+    "eval/score",
+    "eval/success",
+]
 
 
 class Ensemble(nn.Module):
@@ -140,23 +203,37 @@ class Ensemble(nn.Module):
         dims = [in_dim] + [args.hidden] * layers + [out_dim]
         for layer, (fan_in, fan_out) in enumerate(zip(dims, dims[1:])):
             gain = math.sqrt(2) if layer < layers else 0.01
-            weights = [nn.init.orthogonal_(torch.empty(fan_in, fan_out), gain) for _ in range(count)]
+            weights = [
+                nn.init.orthogonal_(torch.empty(fan_in, fan_out), gain) for _ in range(count)
+            ]
             self.weights.append(torch.stack(weights))
             self.biases.append(torch.zeros(count, 1, fan_out))
             if args.layer_norm and layer < layers:
-                self.norms.extend([torch.ones(count, 1, fan_out), torch.zeros(count, 1, fan_out)])  # scale and shift
+                self.norms.extend(
+                    [torch.ones(count, 1, fan_out), torch.zeros(count, 1, fan_out)]
+                )  # scale and shift
 
-    def forward(self, x: torch.Tensor, members: torch.Tensor | None = None, frozen: bool = False) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, members: torch.Tensor | None = None, frozen: bool = False
+    ) -> torch.Tensor:
         """(B, in_dim) -> (E, B, out_dim); of these `members` only, or without gradients to the parameters."""
-        weights, biases, norms = ([p.detach() if frozen else p for p in ps] for ps in (self.weights, self.biases, self.norms))
+        weights, biases, norms = (
+            [p.detach() if frozen else p for p in ps]
+            for ps in (self.weights, self.biases, self.norms)
+        )
         if members is not None:
             weights, biases, norms = ([p[members] for p in ps] for ps in (weights, biases, norms))
         x = x.expand(len(weights[0]), -1, -1)
         for layer, (weight, bias) in enumerate(zip(weights, biases)):
             x = torch.bmm(x, weight) + bias
             if layer < len(weights) - 1 and norms:
-                x = x - x.mean(-1, keepdim=True)  # layer norm by hand: F.layer_norm is slower when compiled for a CPU
-                x = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * norms[2 * layer] + norms[2 * layer + 1]
+                x = x - x.mean(
+                    -1, keepdim=True
+                )  # layer norm by hand: F.layer_norm is slower when compiled for a CPU
+                x = (
+                    x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * norms[2 * layer]
+                    + norms[2 * layer + 1]
+                )
             x = F.relu(x) if layer < len(weights) - 1 else x
         return x
 
@@ -167,11 +244,16 @@ class Actor(nn.Module):
     def __init__(self, obs_dim: int, act_dim: int, args: Args):
         super().__init__()
         self.net = Ensemble(1, obs_dim, 2 * act_dim, args.actor_layers, args)
-        self.log_std_scale, self.log_std_shift = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(-1.0))
+        self.log_std_scale, self.log_std_shift = (
+            nn.Parameter(torch.tensor(1.0)),
+            nn.Parameter(torch.tensor(-1.0)),
+        )
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean, log_std = self.net(obs)[0].chunk(2, -1)
-        return mean, (self.log_std_scale * log_std + self.log_std_shift).clamp(-20.0, 2.0)  # (B, act_dim) each
+        return mean, (self.log_std_scale * log_std + self.log_std_shift).clamp(
+            -20.0, 2.0
+        )  # (B, act_dim) each
 
     def sample(self, obs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Actions (count, B, act_dim) and their log-densities (count, B), with gradients through both."""
@@ -208,7 +290,9 @@ class Agent(nn.Module):
         self.log_multiplier = nn.Parameter(torch.tensor(1.0))  # with --lagrange
         self.to(device)
         groups = [{"params": [*self.actor.parameters(), self.log_alpha], "lr": args.actor_lr}]
-        groups += [{"params": [*self.critic.parameters(), self.log_multiplier], "lr": args.critic_lr}]
+        groups += [
+            {"params": [*self.critic.parameters(), self.log_multiplier], "lr": args.critic_lr}
+        ]
         self.optimizer = torch.optim.Adam(groups, fused=True)
         if args.compile:
             mode = "reduce-overhead" if device.type == "cuda" else None
@@ -218,20 +302,34 @@ class Agent(nn.Module):
     @torch.no_grad()
     def act(self, obs: torch.Tensor, deterministic: bool) -> torch.Tensor:
         """Action (act_dim,) in [-1, 1] for one observation (obs_dim,): the squashed mean, or a sample."""
-        return torch.tanh(self.actor(obs[None])[0][0]) if deterministic else self.actor.sample(obs[None], 1)[0][0, 0]
+        return (
+            torch.tanh(self.actor(obs[None])[0][0])
+            if deterministic
+            else self.actor.sample(obs[None], 1)[0][0, 0]
+        )
 
     def some_critics(self) -> torch.Tensor | None:
         """Indices of the critics that a minimum or the gap is taken over."""
         count = self.args.critic_subset
-        return torch.randint(self.args.num_critics, (count,), device=self.log_alpha.device) if count else None
+        return (
+            torch.randint(self.args.num_critics, (count,), device=self.log_alpha.device)
+            if count
+            else None
+        )
 
-    def critic_loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def critic_loss(
+        self, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """TD error and conservative gap of the critics, and the loss of the multiplier; and what to log."""
         args, obs, actions = self.args, batch["obs"], batch["actions"]
         with torch.no_grad():
-            next_actions, next_log_prob = self.actor.sample(batch["next_obs"], args.num_actions)  # (N, B, act_dim), (N, B)
+            next_actions, next_log_prob = self.actor.sample(
+                batch["next_obs"], args.num_actions
+            )  # (N, B, act_dim), (N, B)
             candidates = next_actions if args.max_backup else next_actions[:1]
-            next_q = self.critic_target(batch["next_obs"], candidates, members=self.some_critics()).amin(0)  # (N, B)
+            next_q = self.critic_target(
+                batch["next_obs"], candidates, members=self.some_critics()
+            ).amin(0)  # (N, B)
             target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_q.amax(0)
 
         q = self.critic(obs, actions[None])[:, 0]  # (E, B)
@@ -242,7 +340,9 @@ class Agent(nn.Module):
             current, current_log_prob = self.actor.sample(obs, args.num_actions)
         members = self.some_critics()
         data_q = q if members is None else q[members]
-        sampled = self.critic(obs, torch.cat([uniform, current, next_actions]), members=members)  # (E, 3 N, B)
+        sampled = self.critic(
+            obs, torch.cat([uniform, current, next_actions]), members=members
+        )  # (E, 3 N, B)
         uniform_q, policy_q = sampled.split([args.num_actions, 2 * args.num_actions], 1)
         below = policy_q < batch["mc_returns"]
         policy_q = torch.maximum(policy_q, batch["mc_returns"]) if args.calibrate else policy_q
@@ -252,17 +352,33 @@ class Agent(nn.Module):
         else:
             uniform_q = torch.cat([uniform_q, data_q[:, None]], 1)
         gap = (torch.cat([uniform_q, policy_q], 1).logsumexp(1) - data_q).mean(1)  # (E,)
-        weight, excess, multiplier_loss = torch.full_like(self.log_multiplier, args.cql_alpha), gap, 0.0
+        weight, excess, multiplier_loss = (
+            torch.full_like(self.log_multiplier, args.cql_alpha),
+            gap,
+            0.0,
+        )
         if args.lagrange:
-            weight, excess = args.cql_alpha * self.log_multiplier.exp().clamp(max=1e6), gap - args.cql_gap
+            weight, excess = (
+                args.cql_alpha * self.log_multiplier.exp().clamp(max=1e6),
+                gap - args.cql_gap,
+            )
             multiplier_loss = -(weight * excess.detach()).mean()
         conservative = (weight.detach() * excess).mean()
 
-        logged = {"td_loss": td_loss, "cql_gap": gap.mean(), "cql_weight": weight, "bound_rate": below.float().mean()}
+        logged = {
+            "td_loss": td_loss,
+            "cql_gap": gap.mean(),
+            "cql_weight": weight,
+            "bound_rate": below.float().mean(),
+        }
         logged |= {"q": q.mean(), "mc_return": batch["mc_returns"].mean()}
-        return td_loss + conservative + multiplier_loss, {name: x.detach() for name, x in logged.items()}
+        return td_loss + conservative + multiplier_loss, {
+            name: x.detach() for name, x in logged.items()
+        }
 
-    def actor_loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def actor_loss(
+        self, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Losses of the policy and of the temperature; and what to log."""
         actions, log_prob = self.actor.sample(batch["obs"], 1)  # (1, B, act_dim), (1, B)
         q = self.critic(batch["obs"], actions, frozen=True).amin(0)  # (E, 1, B) -> (1, B)
@@ -283,15 +399,23 @@ class Agent(nn.Module):
 
     def update_target(self) -> None:
         """Move the target critics a little towards the critics."""
-        critic = [parameter.detach() for parameter in self.critic.parameters()]  # else a graph grows behind the target
+        critic = [
+            parameter.detach() for parameter in self.critic.parameters()
+        ]  # else a graph grows behind the target
         torch._foreach_lerp_(list(self.critic_target.parameters()), critic, self.args.tau)
 
 
-def mc_returns(rewards: np.ndarray, terminations: np.ndarray, ends: np.ndarray, args: Args) -> np.ndarray:
+def mc_returns(
+    rewards: np.ndarray, terminations: np.ndarray, ends: np.ndarray, args: Args
+) -> np.ndarray:
     """Discounted return from each transition on, to its episode's end: (N,) -> (N,) float32. `ends`: one past each last."""
     returns = rewards.astype(np.float64)
     for start, end in zip(np.r_[0, ends[:-1]], ends):
-        if args.sparse and not terminations[end - 1] and (rewards[start:end] == rewards[start]).all():
+        if (
+            args.sparse
+            and not terminations[end - 1]
+            and (rewards[start:end] == rewards[start]).all()
+        ):
             returns[start:end] = rewards[start] / (1 - args.gamma)
         else:
             for t in reversed(range(start, end - 1)):
@@ -305,7 +429,10 @@ def main(args: Args) -> None:
     check(args.gamma < 1 or not args.sparse, "--sparse needs a --gamma below 1")
     check(args.cql_alpha >= 0, "--cql-alpha must be at least 0")
     columns, ends, task, references = load_data(args)
-    env, eval_env = make_env(task, columns, args), make_env(task, columns, args, video=args.capture_video)
+    env, eval_env = (
+        make_env(task, columns, args),
+        make_env(task, columns, args, video=args.capture_video),
+    )
     columns["rewards"] = args.reward_scale * columns["rewards"] + args.reward_bias
     columns["mc_returns"] = mc_returns(columns["rewards"], columns["terminations"], ends, args)
     buffer = ReplayBuffer(columns, args.online_steps, device)
@@ -331,15 +458,23 @@ def main(args: Args) -> None:
         action = agent.act(torch.from_numpy(obs).to(device), deterministic=False).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
         reward = args.reward_scale * float(reward) + args.reward_bias
-        episode.append(dict(obs=obs, actions=action, rewards=reward, next_obs=next_obs, terminations=terminated))
+        episode.append(
+            dict(
+                obs=obs, actions=action, rewards=reward, next_obs=next_obs, terminations=terminated
+            )
+        )
         obs = next_obs
         if buffer.size > buffer.offline_size:
             run.report(agent.update(buffer.sample(args.batch_size, args.offline_ratio)))
         if step % args.eval_every == 0 or step == args.online_steps:
             run.evaluate(agent.act, eval_env)
         if terminated or truncated:
-            rewards, terminations = (np.array([row[name] for row in episode]) for name in ("rewards", "terminations"))
-            for row, value in zip(episode, mc_returns(rewards, terminations, np.array([len(episode)]), args)):
+            rewards, terminations = (
+                np.array([row[name] for row in episode]) for name in ("rewards", "terminations")
+            )
+            for row, value in zip(
+                episode, mc_returns(rewards, terminations, np.array([len(episode)]), args)
+            ):
                 buffer.add(**row, mc_returns=value)
             episode = []
             run.end_episode(info["episode"])
@@ -351,7 +486,13 @@ def main(args: Args) -> None:
 
 SCRIPT, BUNDLED = Path(__file__), Path(__file__).resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
-PROGRESS = ("phase", "step", "episode", "history", "seconds")  # attributes of Run that a resumed run goes on with
+PROGRESS = (
+    "phase",
+    "step",
+    "episode",
+    "history",
+    "seconds",
+)  # attributes of Run that a resumed run goes on with
 # Mean returns of a random policy and of an expert, for mujoco/* data, which name none: D4RL v2, measured on gym's v2 tasks.
 REFERENCE_SCORES = {"hopper": (-20.272305, 3234.3), "halfcheetah": (-280.178953, 12135.0)}
 REFERENCE_SCORES |= {"walker2d": (1.629008, 4592.3), "ant": (-325.6, 3879.7)}
@@ -368,7 +509,10 @@ def flatten(space: gym.Space, x) -> np.ndarray:
     """One observation -> (dim,), a column of T -> (T, dim) float32, in the order of gymnasium.spaces.flatten."""
     if isinstance(space, gym.spaces.Dict):
         return np.concatenate([flatten(sub, x[key]) for key, sub in space.items()], axis=-1)
-    check(isinstance(space, gym.spaces.Box) and len(space.shape) < 3, f"observations must be vectors, not {space}")
+    check(
+        isinstance(space, gym.spaces.Box) and len(space.shape) < 3,
+        f"observations must be vectors, not {space}",
+    )
     x = np.array(x, np.float32)  # a copy: some tasks change the observation that they returned
     return x.reshape(*x.shape[: x.ndim - len(space.shape)], -1)
 
@@ -381,30 +525,59 @@ def find_dataset(dataset_id: str) -> minari.MinariDataset:
     try:
         return minari.load_dataset(dataset_id, download=True)
     except Exception as error:
-        have = [str(path.parent.relative_to(BUNDLED)) for path in BUNDLED.glob("**/data")] + [*minari.list_local_datasets()]
-        why = f"`minari download {dataset_id}` fails: {type(error).__name__}: {error}".splitlines()[0]
-        check(False, f"no data set {dataset_id} (bundled or local: {', '.join(sorted(have)) or 'none'}), and {why}")
+        have = [str(path.parent.relative_to(BUNDLED)) for path in BUNDLED.glob("**/data")] + [
+            *minari.list_local_datasets()
+        ]
+        why = f"`minari download {dataset_id}` fails: {type(error).__name__}: {error}".splitlines()[
+            0
+        ]
+        check(
+            False,
+            f"no data set {dataset_id} (bundled or local: {', '.join(sorted(have)) or 'none'}), and {why}",
+        )
 
 
-def read_episodes(dataset: minari.MinariDataset, success_ends_episode: bool) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def read_episodes(
+    dataset: minari.MinariDataset, success_ends_episode: bool
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """All transitions as float32 columns, rewards raw, actions rescaled to [-1, 1]; and one past each episode's last.
     An episode of T steps has T + 1 observations, so the last transition is kept even where a time limit cut it."""
-    obs_dim, low, high = gym.spaces.flatdim(dataset.observation_space), dataset.action_space.low, dataset.action_space.high
-    shapes = {"obs": (obs_dim,), "actions": low.shape, "rewards": (), "next_obs": (obs_dim,), "terminations": ()}
-    columns = {name: np.empty((int(dataset.total_steps), *shape), np.float32) for name, shape in shapes.items()}
+    obs_dim, low, high = (
+        gym.spaces.flatdim(dataset.observation_space),
+        dataset.action_space.low,
+        dataset.action_space.high,
+    )
+    shapes = {
+        "obs": (obs_dim,),
+        "actions": low.shape,
+        "rewards": (),
+        "next_obs": (obs_dim,),
+        "terminations": (),
+    }
+    columns = {
+        name: np.empty((int(dataset.total_steps), *shape), np.float32)
+        for name, shape in shapes.items()
+    }
     ends = [0]
     for episode in dataset.iterate_episodes():
         obs, length = flatten(dataset.observation_space, episode.observations), len(episode.rewards)
         terminations = episode.terminations
         if success_ends_episode:
-            success = np.asarray((episode.infos or {}).get("success", episode.rewards > 0), bool)[-length:]
+            success = np.asarray((episode.infos or {}).get("success", episode.rewards > 0), bool)[
+                -length:
+            ]
             length = min([length, *np.flatnonzero(success)[:1] + 1])
             terminations = terminations | success
         rows = slice(ends[-1], ends[-1] + length)
         columns["obs"][rows], columns["next_obs"][rows] = obs[:length], obs[1 : length + 1]
         actions = 2 * (episode.actions[:length] - low) / (high - low) - 1
-        columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # tanh never reaches the borders
-        columns["rewards"][rows], columns["terminations"][rows] = episode.rewards[:length], terminations[:length]
+        columns["actions"][rows] = actions.clip(
+            -1 + 1e-5, 1 - 1e-5
+        )  # tanh never reaches the borders
+        columns["rewards"][rows], columns["terminations"][rows] = (
+            episode.rewards[:length],
+            terminations[:length],
+        )
         ends += [rows.stop] if length else []
     check(ends[-1] > 0, "the data set holds no transition")
     return {name: column[: ends[-1]] for name, column in columns.items()}, np.array(ends[1:])
@@ -413,25 +586,46 @@ def read_episodes(dataset: minari.MinariDataset, success_ends_episode: bool) -> 
 def task_of(metadata: dict, args: Args) -> gym.envs.registration.EnvSpec:
     """The task that belongs to the data: its evaluation variant where there is one (it fixes start and goal of a maze),
     mirrored back where its walls are the mirror image of the data's, as in Minari's umaze."""
-    specs = [gym.envs.registration.EnvSpec.from_json(metadata[k]) for k in ("env_spec", "eval_env_spec") if metadata.get(k)]
+    specs = [
+        gym.envs.registration.EnvSpec.from_json(metadata[k])
+        for k in ("env_spec", "eval_env_spec")
+        if metadata.get(k)
+    ]
     check(bool(specs), "the data set names no environment: create it with the argument env=...")
     task = specs[-1]
-    if "gymnasium_robotics" in str(task.entry_point):  # imported only here, without its notice about Adroit
-        with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+    if "gymnasium_robotics" in str(
+        task.entry_point
+    ):  # imported only here, without its notice about Adroit
+        with (
+            open(os.devnull, "w") as null,
+            contextlib.redirect_stdout(null),
+            contextlib.redirect_stderr(null),
+        ):
             gym.register_envs(importlib.import_module("gymnasium_robotics"))
     if "adroit" in str(task.entry_point):
-        print("note: gymnasium-robotics 1.2.1 changed the dense Adroit rewards: compare with tools/check_data.py")
-    walls = [[[cell == 1 for cell in row] for row in spec.kwargs.get("maze_map", [])] for spec in specs]
+        print(
+            "note: gymnasium-robotics 1.2.1 changed the dense Adroit rewards: compare with tools/check_data.py"
+        )
+    walls = [
+        [[cell == 1 for cell in row] for row in spec.kwargs.get("maze_map", [])] for spec in specs
+    ]
     if walls[0] != walls[-1]:
-        check([row[::-1] for row in walls[-1]] == walls[0], "the evaluation maze has other walls than the data's")
+        check(
+            [row[::-1] for row in walls[-1]] == walls[0],
+            "the evaluation maze has other walls than the data's",
+        )
         task.kwargs["maze_map"] = [row[::-1] for row in task.kwargs["maze_map"]]
     task.kwargs |= {"continuing_task": False} if args.success_ends_episode else {}
-    if (task.max_episode_steps or math.inf) > 10_000:  # pointmaze data name a limit of a million steps
+    if (
+        task.max_episode_steps or math.inf
+    ) > 10_000:  # pointmaze data name a limit of a million steps
         task.max_episode_steps = gym.registry.get(task.id, task).max_episode_steps
     return task
 
 
-def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, gym.envs.registration.EnvSpec, tuple | None]:
+def load_data(
+    args: Args,
+) -> tuple[dict[str, np.ndarray], np.ndarray, gym.envs.registration.EnvSpec, tuple | None]:
     """The data set --dataset-id, checked: columns and episode ends, its task, and the returns that score 0 and 100."""
     try:
         dataset = find_dataset(args.dataset_id)
@@ -443,31 +637,57 @@ def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, gym.envs.r
     except Exception as error:  # a damaged file fails in h5py, JSON or Minari, in many ways
         check(False, f"cannot read the data set {args.dataset_id}: {type(error).__name__}: {error}")
     for name, column in columns.items():
-        check(bool(np.isfinite(column).all()), f"the data set {args.dataset_id} holds NaN or infinity in its {name}")
-    check(args.batch_size <= ends[-1], f"--batch-size {args.batch_size} is more than the {ends[-1]} transitions of the data")
+        check(
+            bool(np.isfinite(column).all()),
+            f"the data set {args.dataset_id} holds NaN or infinity in its {name}",
+        )
+    check(
+        args.batch_size <= ends[-1],
+        f"--batch-size {args.batch_size} is more than the {ends[-1]} transitions of the data",
+    )
     references, source = REFERENCE_SCORES.get(args.dataset_id.split("/")[-2:][0]), "D4RL v2"
     if metadata.get("ref_max_score") is not None:
         references = (metadata["ref_min_score"], metadata["ref_max_score"])
         source = metadata.get("o2o_reference_source", "the data set")
     print(f"data: {args.dataset_id}, {len(ends)} episodes, {ends[-1]} transitions, task {task.id}")
-    print("score: 0 = return {:g}, 100 = return {:g}; {}".format(*references, source) if references else "score: none")
+    print(
+        "score: 0 = return {:g}, 100 = return {:g}; {}".format(*references, source)
+        if references
+        else "score: none"
+    )
     return columns, ends, task, references
 
 
-def make_env(task: gym.envs.registration.EnvSpec, columns: dict, args: Args, video: bool = False) -> gym.Env:
+def make_env(
+    task: gym.envs.registration.EnvSpec, columns: dict, args: Args, video: bool = False
+) -> gym.Env:
     """The task with flat float32 observations, actions in [-1, 1] and episode statistics in info["episode"]."""
     try:
-        env = gym.make(task, disable_env_checker=True, **({"render_mode": "rgb_array"} if video else {}))
+        env = gym.make(
+            task, disable_env_checker=True, **({"render_mode": "rgb_array"} if video else {})
+        )
         if video:
             env.reset(seed=0)
             env.render()  # fails here, before anything is written, where nothing can be drawn
-            env = gym.wrappers.RecordVideo(env, f"{args.run_dir}/{args.run_name}/videos", lambda n: n % args.eval_episodes == 0)
+            env = gym.wrappers.RecordVideo(
+                env, f"{args.run_dir}/{args.run_name}/videos", lambda n: n % args.eval_episodes == 0
+            )
     except Exception as error:
-        check(False, f"cannot build {task.id} {task.kwargs}: {error}" + video * "; --capture-video may need MUJOCO_GL=egl")
+        check(
+            False,
+            f"cannot build {task.id} {task.kwargs}: {error}"
+            + video * "; --capture-video may need MUJOCO_GL=egl",
+        )
     dims = [gym.spaces.flatdim(env.observation_space), gym.spaces.flatdim(env.action_space)]
     in_data = [columns[name].shape[1] for name in ("obs", "actions")]
-    check(dims == in_data, f"{task.id} has {dims} observation and action entries, the data have {in_data}")
-    space, flat_space = env.observation_space, gym.spaces.Box(-np.inf, np.inf, (dims[0],), np.float32)
+    check(
+        dims == in_data,
+        f"{task.id} has {dims} observation and action entries, the data have {in_data}",
+    )
+    space, flat_space = (
+        env.observation_space,
+        gym.spaces.Box(-np.inf, np.inf, (dims[0],), np.float32),
+    )
     env = gym.wrappers.TransformObservation(env, lambda obs: flatten(space, obs), flat_space)
     if (env.action_space.low != -1).any() or (env.action_space.high != 1).any():
         env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
@@ -482,54 +702,95 @@ class ReplayBuffer:
         self.widths = [math.prod(shape) for shape in self.shapes.values()]
         self.offline_size = self.size = len(columns["rewards"])
         self.rows = torch.empty(self.size + capacity, sum(self.widths), device=device)
-        for part, column in zip(self.rows[: self.size].split(self.widths, dim=1), columns.values(), strict=True):
+        for part, column in zip(
+            self.rows[: self.size].split(self.widths, dim=1), columns.values(), strict=True
+        ):
             part.copy_(torch.from_numpy(column).reshape(part.shape))
 
     def add(self, **transition) -> None:
         """Append one transition, given by the names of the columns."""
-        self.rows[self.size] = torch.from_numpy(np.concatenate([np.ravel(transition[name]) for name in self.shapes]))
+        self.rows[self.size] = torch.from_numpy(
+            np.concatenate([np.ravel(transition[name]) for name in self.shapes])
+        )
         self.size += 1
 
-    def sample(self, batch_size: int, offline_ratio: float | None = None, newest: int = sys.maxsize) -> dict[str, torch.Tensor]:
+    def sample(
+        self, batch_size: int, offline_ratio: float | None = None, newest: int = sys.maxsize
+    ) -> dict[str, torch.Tensor]:
         """Uniform with replacement over all that is held: each column as (batch_size,) or (batch_size, dim). With an
         offline_ratio: that share from the data set (first in the batch), the rest from the `newest` online transitions."""
         start = max(self.offline_size, self.size - newest)
-        first, offline = (0, 0) if offline_ratio is None else (start, round(offline_ratio * batch_size))
+        first, offline = (
+            (0, 0) if offline_ratio is None else (start, round(offline_ratio * batch_size))
+        )
         index = torch.randint(first, self.size, (batch_size,), device=self.rows.device)
         index[:offline] = torch.randint(self.offline_size, (offline,), device=self.rows.device)
         parts = self.rows[index].split(self.widths, dim=1)
-        return {name: part if shape else part[:, 0] for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return {
+            name: part if shape else part[:, 0]
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
 
 
 class Run:
     """One run: its directory and logs, its clock, its step counters, and all that makes it resumable."""
 
-    def __init__(self, args: Args, agent: Agent, buffer: ReplayBuffer, references: tuple[float, float] | None):
+    def __init__(
+        self, args: Args, agent: Agent, buffer: ReplayBuffer, references: tuple[float, float] | None
+    ):
         self.args, self.agent, self.buffer, self.references = args, agent, buffer, references
-        self.dir, self.signal, self.rng = Path(args.run_dir, args.run_name), 0, torch.cuda if buffer.rows.is_cuda else torch
+        self.dir, self.signal, self.rng = (
+            Path(args.run_dir, args.run_name),
+            0,
+            torch.cuda if buffer.rows.is_cuda else torch,
+        )
         self.phase, self.step, self.episode, self.history = "offline", -args.offline_steps, 0, {}
         self.seconds, self.tick = {"offline": 0.0, "online": 0.0}, time.perf_counter()
         self.identity = {"script": SCRIPT.name, "networks": NETWORKS, "dataset_id": args.dataset_id}
-        offsets = self.restore(args.resume or args.offline_checkpoint) if args.resume or args.offline_checkpoint else {}
+        offsets = (
+            self.restore(args.resume or args.offline_checkpoint)
+            if args.resume or args.offline_checkpoint
+            else {}
+        )
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            self.files = {name: open(self.dir / name, "a", 1, newline="") for name in ("metrics.csv", "eval.csv")}
+            self.files = {
+                name: open(self.dir / name, "a", 1, newline="")
+                for name in ("metrics.csv", "eval.csv")
+            }
         except OSError as error:
             check(False, f"cannot write to {self.dir}: {error.strerror}")
-        self.tables = {name: csv.writer(file, lineterminator="\n") for name, file in self.files.items()}
-        for name, offset in offsets.items():  # rows written after the checkpoint will be written again
+        self.tables = {
+            name: csv.writer(file, lineterminator="\n") for name, file in self.files.items()
+        }
+        for (
+            name,
+            offset,
+        ) in offsets.items():  # rows written after the checkpoint will be written again
             self.files[name].seek(self.files[name].truncate(offset))
         if not offsets:
             self.tables["metrics.csv"].writerow(["step", *KEYS])
-            self.tables["eval.csv"].writerow(["step", "phase", "policy", "episode", "seed", "return", "length", "success"])
+            self.tables["eval.csv"].writerow(
+                ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
+            )
             packages = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
-            config = self.identity | vars(args) | {name: importlib.metadata.version(name) for name in packages}
-            failed, commit = subprocess.getstatusoutput(f"git -C '{SCRIPT.resolve().parent}' rev-parse HEAD")
+            config = (
+                self.identity
+                | vars(args)
+                | {name: importlib.metadata.version(name) for name in packages}
+            )
+            failed, commit = subprocess.getstatusoutput(
+                f"git -C '{SCRIPT.resolve().parent}' rev-parse HEAD"
+            )
             config |= {"transitions": buffer.offline_size, "commit": None if failed else commit}
             (self.dir / "config.json").write_text(json.dumps(config, indent=2))
         if args.track:
-            importlib.import_module("wandb").init(id=args.run_name, resume="allow", config=vars(args), sync_tensorboard=True)
-        self.tensorboard = SummaryWriter(str(self.dir), purge_step=self.step + 1 if offsets else None)
+            importlib.import_module("wandb").init(
+                id=args.run_name, resume="allow", config=vars(args), sync_tensorboard=True
+            )
+        self.tensorboard = SummaryWriter(
+            str(self.dir), purge_step=self.step + 1 if offsets else None
+        )
         self.snapshot, self.saved = self.state(), self.step
         for number in (signal.SIGINT, signal.SIGTERM):  # acted upon between two steps
             signal.signal(number, lambda number, _: setattr(self, "signal", number))
@@ -545,7 +806,11 @@ class Run:
             yield step
             if self.signal:  # offline: resume from here; online: from the end of the last episode
                 self.write_latest(self.state() if phase == "offline" else self.snapshot)
-                check(False, f"interrupted; go on with --resume {self.dir / 'latest.pt'}", 128 + self.signal)
+                check(
+                    False,
+                    f"interrupted; go on with --resume {self.dir / 'latest.pt'}",
+                    128 + self.signal,
+                )
 
     def lap(self) -> None:  # add the time since the last lap to the phase's clock
         self.seconds[self.phase] += time.perf_counter() - self.tick
@@ -567,27 +832,53 @@ class Run:
             return
         values = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
         for name, value in values.items():
-            check(math.isfinite(value), f"diverged: {name} is {value} at {self.phase} step {self.step}", 3)
+            check(
+                math.isfinite(value),
+                f"diverged: {name} is {value} at {self.phase} step {self.step}",
+                3,
+            )
         self.lap()
-        rate = (self.step + self.args.offline_steps * (self.phase == "offline")) / self.seconds[self.phase]
-        speed = {"time/updates_per_second": rate} | ({"time/env_steps_per_second": rate} if self.phase == "online" else {})
+        rate = (self.step + self.args.offline_steps * (self.phase == "offline")) / self.seconds[
+            self.phase
+        ]
+        speed = {"time/updates_per_second": rate} | (
+            {"time/env_steps_per_second": rate} if self.phase == "online" else {}
+        )
         self.log({f"{self.phase}/{name}": value for name, value in values.items()}, speed)
-        self.bar.set_postfix({name: f"{value:.3g}" for name, value in values.items() if name.endswith("loss")})
+        self.bar.set_postfix(
+            {name: f"{value:.3g}" for name, value in values.items() if name.endswith("loss")}
+        )
 
     def evaluate(self, act, env: gym.Env, prefix: str = "eval", policy: str = "actor") -> None:
         """--eval-episodes deterministic episodes: a row each in eval.csv, their means as `prefix`/..."""
         self.lap()
-        returns, successes = [], []  # one entry per episode; no successes where the task does not tell
+        returns, successes = (
+            [],
+            [],
+        )  # one entry per episode; no successes where the task does not tell
         for episode in range(self.args.eval_episodes):
             seed, success = self.seed(1 + (self.step > 0), abs(self.step), episode), None
             obs, info = env.reset(seed=seed)
             while "episode" not in info:
-                action = act(torch.from_numpy(obs).to(self.buffer.rows.device), deterministic=True).cpu().numpy()
+                action = (
+                    act(torch.from_numpy(obs).to(self.buffer.rows.device), deterministic=True)
+                    .cpu()
+                    .numpy()
+                )
                 obs, _, _, _, info = env.step(action)
                 success = int(success or info["success"]) if "success" in info else success
             returns += [float(info["episode"]["r"])]
             successes += [] if success is None else [success]
-            row = [self.step, self.phase, policy, episode, seed, returns[-1], int(info["episode"]["l"]), success]
+            row = [
+                self.step,
+                self.phase,
+                policy,
+                episode,
+                seed,
+                returns[-1],
+                int(info["episode"]["l"]),
+                success,
+            ]
             self.tables["eval.csv"].writerow(row)
         values = {"return": float(np.mean(returns))}
         if self.references:
@@ -596,13 +887,21 @@ class Run:
         values |= {"success": float(np.mean(successes))} if successes else {}
         self.history |= {self.step: values} if prefix == "eval" else {}
         self.log({f"{prefix}/{name}": value for name, value in values.items()}, {})
-        line = f"{self.phase} {self.step:8d}  {prefix}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        line = f"{self.phase} {self.step:8d}  {prefix}: " + ", ".join(
+            f"{name} {value:.4g}" for name, value in values.items()
+        )
         print(line, flush=True) if self.bar.disable else self.bar.set_description(line)
         self.tick = time.perf_counter()
 
     def end_episode(self, stats: dict) -> None:
         """Log an online episode; between it and the next, the run can be resumed."""
-        self.log({"online/episode_return": float(stats["r"]), "online/episode_length": float(stats["l"])}, {})
+        self.log(
+            {
+                "online/episode_return": float(stats["r"]),
+                "online/episode_length": float(stats["l"]),
+            },
+            {},
+        )
         self.episode += 1
         self.checkpoint()
 
@@ -610,7 +909,10 @@ class Run:
         """Write offline.pt; from here on a step is an environment step."""
         self.phase, self.step = "online", 0
         self.snapshot = self.state()
-        save({k: self.snapshot[k] for k in (*self.identity, "args", "agent", "optimizer")}, self.dir / "offline.pt")
+        save(
+            {k: self.snapshot[k] for k in (*self.identity, "args", "agent", "optimizer")},
+            self.dir / "offline.pt",
+        )
         self.write_latest(self.snapshot)
 
     def checkpoint(self) -> None:
@@ -623,14 +925,29 @@ class Run:
     def state(self) -> dict:
         """A copy of all that a resumed run needs but the online transitions: tensors, numbers, strings only."""
         self.lap()
-        state = self.identity | {name: getattr(self, name) for name in PROGRESS} | {"args": vars(self.args)}
-        state |= {"offsets": {name: file.tell() for name, file in self.files.items()}, "rng": self.rng.get_rng_state()}
+        state = (
+            self.identity
+            | {name: getattr(self, name) for name in PROGRESS}
+            | {"args": vars(self.args)}
+        )
+        state |= {
+            "offsets": {name: file.tell() for name, file in self.files.items()},
+            "rng": self.rng.get_rng_state(),
+        }
         state |= {"agent": self.agent.state_dict(), "optimizer": self.agent.optimizer.state_dict()}
         return copy.deepcopy(state | {"online_size": self.buffer.size - self.buffer.offline_size})
 
     def write_latest(self, state: dict) -> None:
-        broken = [name for name, x in state["agent"].items() if torch.is_tensor(x) and not x.isfinite().all()]
-        check(not broken, f"diverged: {', '.join(broken)} not finite at {self.phase} step {self.step}", 3)
+        broken = [
+            name
+            for name, x in state["agent"].items()
+            if torch.is_tensor(x) and not x.isfinite().all()
+        ]
+        check(
+            not broken,
+            f"diverged: {', '.join(broken)} not finite at {self.phase} step {self.step}",
+            3,
+        )
         online = self.buffer.rows[self.buffer.offline_size :][: state["online_size"]].clone()
         save(state | {"online": online}, self.dir / "latest.pt")
         self.saved = state["step"]
@@ -639,37 +956,80 @@ class Run:
         """Networks and optimizer from a checkpoint; to resume, all the rest too, and how long the logs were is returned."""
         state = load_checkpoint(path)
         old, new = state["args"] | state, vars(self.args) | self.identity
-        same = ("gamma", "reward_scale", "reward_bias", "normalize_returns", "success_ends_episode", "layer_norm")
+        same = (
+            "gamma",
+            "reward_scale",
+            "reward_bias",
+            "normalize_returns",
+            "success_ends_episode",
+            "layer_norm",
+        )
         for key in ("networks", "dataset_id", *same):
-            check(old.get(key) == new.get(key), f"{path} does not fit: its {key} is {old.get(key)}, not {new.get(key)}")
+            check(
+                old.get(key) == new.get(key),
+                f"{path} does not fit: its {key} is {old.get(key)}, not {new.get(key)}",
+            )
         try:
-            self.agent.load_state_dict(state["agent"], strict=bool(self.args.resume))  # scripts may differ in one network
-            groups = state["optimizer"] if self.args.resume else self.agent.optimizer.state_dict()  # a new step size wins
-            self.agent.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups["param_groups"]})
+            self.agent.load_state_dict(
+                state["agent"], strict=bool(self.args.resume)
+            )  # scripts may differ in one network
+            groups = (
+                state["optimizer"] if self.args.resume else self.agent.optimizer.state_dict()
+            )  # a new step size wins
+            self.agent.optimizer.load_state_dict(
+                state["optimizer"] | {"param_groups": groups["param_groups"]}
+            )
         except (RuntimeError, ValueError) as error:
-            check(False, f"{path} does not fit the networks of this run: {' '.join(str(error).split())}")
+            check(
+                False,
+                f"{path} does not fit the networks of this run: {' '.join(str(error).split())}",
+            )
         if not self.args.resume:
             return {}
         vars(self).update({name: state[name] for name in PROGRESS})
         self.buffer.size += state["online_size"]
-        self.buffer.rows[self.buffer.offline_size : self.buffer.size] = state["online"].to(self.buffer.rows.device)
-        if len(state["rng"]) == len(self.rng.get_rng_state()):  # else the run moved to another kind of device
+        self.buffer.rows[self.buffer.offline_size : self.buffer.size] = state["online"].to(
+            self.buffer.rows.device
+        )
+        if len(state["rng"]) == len(
+            self.rng.get_rng_state()
+        ):  # else the run moved to another kind of device
             self.rng.set_rng_state(state["rng"])
         return state["offsets"]
 
     def finish(self) -> None:
         """Write summary.json and the final latest.pt, and print the summary."""
-        first, last, (offline, online) = self.history[0], self.history[self.args.online_steps], self.seconds.values()
-        scores = [values["score"] for step, values in self.history.items() if step > 0 and self.references]
-        summary = {f"{at}_{x}": row.get(x) for x in ("score", "return") for at, row in (("offline", first), ("final", last))}
+        first, last, (offline, online) = (
+            self.history[0],
+            self.history[self.args.online_steps],
+            self.seconds.values(),
+        )
+        scores = [
+            values["score"] for step, values in self.history.items() if step > 0 and self.references
+        ]
+        summary = {
+            f"{at}_{x}": row.get(x)
+            for x in ("score", "return")
+            for at, row in (("offline", first), ("final", last))
+        }
         summary["worst_drop"] = max(0.0, first["score"] - min(scores)) if scores else None
-        summary["regret"] = float(np.mean(np.clip(1 - np.array(scores) / 100, 0, 1))) if scores else None
+        summary["regret"] = (
+            float(np.mean(np.clip(1 - np.array(scores) / 100, 0, 1))) if scores else None
+        )
         summary["updates_per_second"] = self.args.offline_steps / offline or None
         summary["env_steps_per_second"] = self.args.online_steps / online or None
-        summary |= {"seconds_offline": offline, "seconds_online": online, "seconds_total": offline + online}
+        summary |= {
+            "seconds_offline": offline,
+            "seconds_online": online,
+            "seconds_total": offline + online,
+        }
         (self.dir / "summary.json").write_text(json.dumps(summary, indent=2))
         self.write_latest(self.state() | {"phase": "done"})
-        print("\n".join(f"{key:21} {value:.6g}" for key, value in summary.items() if value is not None))
+        print(
+            "\n".join(
+                f"{key:21} {value:.6g}" for key, value in summary.items() if value is not None
+            )
+        )
         self.tensorboard.close()
 
 
@@ -686,27 +1046,50 @@ def load_checkpoint(path: str) -> dict:
     """A checkpoint as plain tensors, numbers and strings; never runs code that somebody put into the file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return state | {"networks": state["networks"]}  # fails, too, if this is no checkpoint of these scripts
+        return state | {
+            "networks": state["networks"]
+        }  # fails, too, if this is no checkpoint of these scripts
     except Exception as error:  # a missing, truncated or foreign file fails in many ways
-        check(False, f"{path} is missing, damaged or no checkpoint of these scripts: {error!r}"[:300])
+        check(
+            False, f"{path} is missing, damaged or no checkpoint of these scripts: {error!r}"[:300]
+        )
 
 
 def set_up(args: Args) -> torch.device:
     """Check the arguments, seed torch, choose the device."""
     for name, value in vars(args).items():
-        flag, lo = f"--{name.replace('_', '-')}", not name.endswith(("seed", "steps", "subset", "_lr", "_rate", "gamma", "tau"))
+        flag, lo = (
+            f"--{name.replace('_', '-')}",
+            not name.endswith(("seed", "steps", "subset", "_lr", "_rate", "gamma", "tau")),
+        )
         check(type(value) is not float or math.isfinite(value), f"{flag} must be finite")
-        check(lo and type(value) is not int or lo <= value < 2**63, f"{flag} must be at least {lo:d} and below 2**63")
-    check(args.reward_scale != 0 and max(args.gamma, args.tau) <= 1, "--reward-scale is 0, or --gamma or --tau above 1")
-    check(args.device != "cuda" or torch.cuda.is_available(), "--device cuda: torch finds no CUDA device")
+        check(
+            lo and type(value) is not int or lo <= value < 2**63,
+            f"{flag} must be at least {lo:d} and below 2**63",
+        )
+    check(
+        args.reward_scale != 0 and max(args.gamma, args.tau) <= 1,
+        "--reward-scale is 0, or --gamma or --tau above 1",
+    )
+    check(
+        args.device != "cuda" or torch.cuda.is_available(),
+        "--device cuda: torch finds no CUDA device",
+    )
     for package in ["wandb"] * args.track + ["moviepy"] * args.capture_video:
-        check(importlib.util.find_spec(package) is not None, f"this needs {package}: pip install {package}")
+        check(
+            importlib.util.find_spec(package) is not None,
+            f"this needs {package}: pip install {package}",
+        )
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision(args.matmul_precision)
-    torch.set_flush_denormal(True)  # where a ReLU is dead, Adam's moments decay to numbers that slow a CPU down
+    torch.set_flush_denormal(
+        True
+    )  # where a ReLU is dead, Adam's moments decay to numbers that slow a CPU down
     gym.logger.min_level = gym.logger.ERROR  # v4 tasks announce their age each time they are built
     device = torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
-    logging.disable(logging.WARNING)  # the hub's client without a network, torch.compile without a GPU
+    logging.disable(
+        logging.WARNING
+    )  # the hub's client without a network, torch.compile without a GPU
     if args.compile:
         try:
             torch.compile(torch.square)(torch.ones(1, device=device))
@@ -721,20 +1104,43 @@ def parse_args(argv: list[str]) -> Args:
     args = tyro.cli(Args, args=argv, description=__doc__)
     if args.resume:
         saved = load_checkpoint(args.resume)
-        check(saved["script"] == SCRIPT.name, f"{args.resume} belongs to {saved['script']}, not to {SCRIPT.name}")
-        check(saved.get("phase", "done") != "done", f"{args.resume}: only the latest.pt of a stopped run can be resumed")
-        args = tyro.cli(Args, args=argv, default=Args(**{name: x for name, x in saved["args"].items() if hasattr(args, name)}))
-        for name in saved["args"].keys() - {"resume", "run_dir", "device", "track", "capture_video"}:
+        check(
+            saved["script"] == SCRIPT.name,
+            f"{args.resume} belongs to {saved['script']}, not to {SCRIPT.name}",
+        )
+        check(
+            saved.get("phase", "done") != "done",
+            f"{args.resume}: only the latest.pt of a stopped run can be resumed",
+        )
+        args = tyro.cli(
+            Args,
+            args=argv,
+            default=Args(**{name: x for name, x in saved["args"].items() if hasattr(args, name)}),
+        )
+        for name in saved["args"].keys() - {
+            "resume",
+            "run_dir",
+            "device",
+            "track",
+            "capture_video",
+        }:
             old, new = saved["args"][name], vars(args).get(name)
             check(new == old, f"--{name.replace('_', '-')} {new}: the run to resume has {old}")
         folder = Path(args.resume).resolve().parent
         return dataclasses.replace(args, run_dir=str(folder.parent), run_name=folder.name)
     family, *name = args.dataset_id.split("/")[-2:]
-    args = tyro.cli(Args, args=argv, default=dataclasses.replace(Args(), **PAPER_SETTINGS.get(family, {})))
+    args = tyro.cli(
+        Args, args=argv, default=dataclasses.replace(Args(), **PAPER_SETTINGS.get(family, {}))
+    )
     args.offline_steps = 0 if args.offline_checkpoint else args.offline_steps
-    args.run_name = args.run_name or "__".join([family, *name, SCRIPT.stem, str(args.seed), time.strftime("%Y%m%d-%H%M%S")])
+    args.run_name = args.run_name or "__".join(
+        [family, *name, SCRIPT.stem, str(args.seed), time.strftime("%Y%m%d-%H%M%S")]
+    )
     folder = Path(args.run_dir, args.run_name)
-    check(not folder.exists(), f"{folder} exists: choose another --run-name, or --resume {folder / 'latest.pt'}")
+    check(
+        not folder.exists(),
+        f"{folder} exists: choose another --run-name, or --resume {folder / 'latest.pt'}",
+    )
     print(SCRIPT.name, *(f"{name}={value}" for name, value in vars(args).items()))
     return args
 

@@ -19,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import iql  # noqa: E402
 
 
-def returns_to_go(rewards: np.ndarray, terminations: np.ndarray, ends: np.ndarray, gamma: float) -> np.ndarray:
+def returns_to_go(
+    rewards: np.ndarray, terminations: np.ndarray, ends: np.ndarray, gamma: float
+) -> np.ndarray:
     """Discounted return from each transition to the end of its episode, (N,) -> (N,)."""
     returns, last = np.zeros(len(rewards)), set(ends - 1)
     for t in reversed(range(len(rewards))):
@@ -31,21 +33,43 @@ def main(path: str) -> None:
     state = iql.load_checkpoint(path)
     args = iql.Args(**state["args"])
     columns, ends, _, _ = iql.load_data(args)
-    scale = args.reward_scale * (iql.return_scale(columns["rewards"], ends) if args.normalize_returns else 1.0)
+    scale = args.reward_scale * (
+        iql.return_scale(columns["rewards"], ends) if args.normalize_returns else 1.0
+    )
     rewards = scale * columns["rewards"] + args.reward_bias
-    agent = iql.Agent(columns["obs"].shape[1], columns["actions"].shape[1], args, torch.device("cpu"))
+    agent = iql.Agent(
+        columns["obs"].shape[1], columns["actions"].shape[1], args, torch.device("cpu")
+    )
     agent.load_state_dict(state["agent"])
     with torch.no_grad():
-        obs, actions = torch.from_numpy(columns["obs"].copy()), torch.from_numpy(columns["actions"].copy())
-        q, v = agent.critic_target(obs, actions).amin(0).double().numpy(), agent.value(obs)[:, 0].double().numpy()
-        policy, uniform = agent.actor(obs)[0], 2 * torch.rand(actions.shape, generator=torch.Generator().manual_seed(0)) - 1
-        fooled = (agent.critic(obs, uniform).amin(0) > agent.critic(obs, policy).amin(0)).double().mean().item()
+        obs, actions = (
+            torch.from_numpy(columns["obs"].copy()),
+            torch.from_numpy(columns["actions"].copy()),
+        )
+        q, v = (
+            agent.critic_target(obs, actions).amin(0).double().numpy(),
+            agent.value(obs)[:, 0].double().numpy(),
+        )
+        policy, uniform = (
+            agent.actor(obs)[0],
+            2 * torch.rand(actions.shape, generator=torch.Generator().manual_seed(0)) - 1,
+        )
+        fooled = (
+            (agent.critic(obs, uniform).amin(0) > agent.critic(obs, policy).amin(0))
+            .double()
+            .mean()
+            .item()
+        )
     recorded = returns_to_go(rewards, columns["terminations"], ends, args.gamma)
     weights = np.exp(np.minimum(args.beta * (q - v), np.log(100.0)))
     print(f"mean Q {q.mean():.4g}, V {v.mean():.4g}, recorded return {recorded.mean():.4g}")
     print(f"correlation of V and the recorded return {np.corrcoef(v, recorded)[0, 1]:.2f}")
-    print(f"effective sample size {weights.sum() ** 2 / (weights**2).sum() / len(weights):.1%} of the data")
-    print(f"weights at the clip {(weights > 99.9).mean():.1%}, below 0.1 {(weights < 0.1).mean():.1%}")
+    print(
+        f"effective sample size {weights.sum() ** 2 / (weights**2).sum() / len(weights):.1%} of the data"
+    )
+    print(
+        f"weights at the clip {(weights > 99.9).mean():.1%}, below 0.1 {(weights < 0.1).mean():.1%}"
+    )
     print(f"a random action is ranked above the policy's in {fooled:.1%} of the states")
 
 

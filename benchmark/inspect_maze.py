@@ -34,7 +34,9 @@ def main(options: Args) -> None:
     args = cal_ql.Args(**known | {"compile": False})
     columns, _, task, _ = cal_ql.load_data(args)
     env = cal_ql.make_env(task, columns, args)
-    agent = cal_ql.Agent(columns["obs"].shape[1], columns["actions"].shape[1], args, torch.device("cpu"))
+    agent = cal_ql.Agent(
+        columns["obs"].shape[1], columns["actions"].shape[1], args, torch.device("cpu")
+    )
     agent.load_state_dict(state["agent"], strict=False)
     for seed in range(options.episodes):
         (obs, info), path, values = env.reset(seed=seed), [], []
@@ -49,8 +51,12 @@ def main(options: Args) -> None:
         moved = np.flatnonzero(np.linalg.norm(np.array(path) - path[-1], axis=1) > 0.05)
         still = len(path) - 1 - moved.max(initial=-1)
         (x, y), (to_x, to_y), outcome = path[0], path[-1], "goal" if terminated else "failed"
-        print(f"{outcome} after {len(path)}: ({x:.1f}, {y:.1f}) to ({to_x:.1f}, {to_y:.1f}), ", end="")
-        print(f"Q {values[0]:.0f} to {values[-1]:.0f}, data near the end {near}, stood still for {still}")
+        print(
+            f"{outcome} after {len(path)}: ({x:.1f}, {y:.1f}) to ({to_x:.1f}, {to_y:.1f}), ", end=""
+        )
+        print(
+            f"Q {values[0]:.0f} to {values[-1]:.0f}, data near the end {near}, stood still for {still}"
+        )
     print(f"Q of never reaching the goal: {args.reward_bias / (1 - args.gamma):.0f}")
 
 

@@ -43,9 +43,13 @@ def main(options: Args) -> None:
     known = {name: value for name, value in state["args"].items() if hasattr(o3f.Args, name)}
     args = o3f.Args(**known | {"sigma": options.sigma, "center": "mean", "compile": False})
     columns, ends, task, references = o3f.load_data(args)
-    scale = args.reward_scale * (o3f.return_scale(columns["rewards"], ends) if args.normalize_returns else 1.0)
+    scale = args.reward_scale * (
+        o3f.return_scale(columns["rewards"], ends) if args.normalize_returns else 1.0
+    )
     env = o3f.make_env(task, columns, args)
-    agent = o3f.Agent(columns["obs"].shape[1], columns["actions"].shape[1], args, torch.device("cpu"))
+    agent = o3f.Agent(
+        columns["obs"].shape[1], columns["actions"].shape[1], args, torch.device("cpu")
+    )
     agent.load_state_dict(state["agent"], strict=False)
     torch.manual_seed(0)
 
@@ -73,11 +77,15 @@ def main(options: Args) -> None:
             (obs, info), steps = env.reset(seed=episode), 0
             while "episode" not in info:
                 physics = env.unwrapped.data
-                visited += [(obs, physics.qpos.copy(), physics.qvel.copy())] if arm == "plain" else []
+                visited += (
+                    [(obs, physics.qpos.copy(), physics.qvel.copy())] if arm == "plain" else []
+                )
                 obs, _, _, _, info = env.step(choose(torch.from_numpy(obs), arm).numpy())
                 steps += 1
             returns.append(info["episode"]["r"])
-        print(f"{arm:5}  return {np.mean(returns):.0f} (standard error {np.std(returns, ddof=1) / len(returns) ** 0.5:.0f})")
+        print(
+            f"{arm:5}  return {np.mean(returns):.0f} (standard error {np.std(returns, ddof=1) / len(returns) ** 0.5:.0f})"
+        )
 
     picked = np.random.default_rng(0).choice(len(visited), options.states)
     gains = {"noise": [], "o3f": []}
@@ -89,11 +97,19 @@ def main(options: Args) -> None:
             action = choose(observation, arm)
             with torch.no_grad():
                 q = agent.critic(observation.expand(2, -1), torch.stack([mean, action])).mean(0)
-            pairs.append(((q[1] - q[0]).item(), discounted(action.numpy(), position, velocity) - base))
+            pairs.append(
+                ((q[1] - q[0]).item(), discounted(action.numpy(), position, velocity) - base)
+            )
     for arm, pairs in gains.items():
         predicted, measured = np.array(pairs).T
-        error, correlation = measured.std(ddof=1) / len(measured) ** 0.5, np.corrcoef(predicted, measured)[0, 1]
-        print(f"{arm:5}  advantage predicted {predicted.mean():.3f}, measured {measured.mean():.3f}", end="")
+        error, correlation = (
+            measured.std(ddof=1) / len(measured) ** 0.5,
+            np.corrcoef(predicted, measured)[0, 1],
+        )
+        print(
+            f"{arm:5}  advantage predicted {predicted.mean():.3f}, measured {measured.mean():.3f}",
+            end="",
+        )
         print(f" (standard error {error:.3f}), correlation {correlation:.2f}")
 
 

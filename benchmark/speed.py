@@ -57,7 +57,9 @@ class Args:
 
 
 def mlp(in_dim: int, out_dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(in_dim, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, out_dim))
+    return nn.Sequential(
+        nn.Linear(in_dim, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, out_dim)
+    )
 
 
 class Twin:
@@ -70,7 +72,11 @@ class Twin:
         self.log_std = nn.Parameter(torch.zeros(act_dim))
         self.critics = nn.ModuleList(mlp(obs_dim + act_dim, 1) for _ in range(2))
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
-        params = [*self.actor.parameters(), self.log_std], self.value.parameters(), self.critics.parameters()
+        params = (
+            [*self.actor.parameters(), self.log_std],
+            self.value.parameters(),
+            self.critics.parameters(),
+        )
         self.optimizers = [torch.optim.Adam(p, lr=args.learning_rate) for p in params]
 
     def step(self, optimizer: torch.optim.Adam, loss: torch.Tensor) -> float:
@@ -97,7 +103,9 @@ class Twin:
             slow.data.mul_(1 - self.args.tau).add_(self.args.tau * fast.data)
         weights = torch.exp(self.args.beta * u.detach()).clamp(max=100.0)
         policy = torch.distributions.Normal(self.actor(obs), self.log_std.clamp(-5.0, 2.0).exp())
-        log["actor_loss"] = self.step(actor_optimizer, torch.mean(-weights * policy.log_prob(actions).sum(-1)))
+        log["actor_loss"] = self.step(
+            actor_optimizer, torch.mean(-weights * policy.log_prob(actions).sum(-1))
+        )
         return log
 
 
@@ -123,10 +131,14 @@ def time_updates(args: Args, columns: dict[str, np.ndarray], agent: iql.Agent) -
     for block in range(-1, args.blocks):
         for name in order[block % 3 :] + order[: block % 3]:
             torch.set_float32_matmul_precision(name.split(", ")[1])
-            torch.set_flush_denormal(name.startswith("iql.py"))  # as iql.set_up does; a port does not
+            torch.set_flush_denormal(
+                name.startswith("iql.py")
+            )  # as iql.set_up does; a port does not
             ms = 1000 * seconds(contestants[name], args.updates_per_block if block >= 0 else 20)
             milliseconds[name] += [ms] * (block >= 0)  # block -1 warms up
-    print(f"\nms per update; speed, as a multiple of the twin's ({args.blocks} blocks of {args.updates_per_block} updates)")
+    print(
+        f"\nms per update; speed, as a multiple of the twin's ({args.blocks} blocks of {args.updates_per_block} updates)"
+    )
     print("| | ms min | median | max | speed min | median | max |\n|---|---|---|---|---|---|---|")
     for name, ms in milliseconds.items():
         print(f"| {name} | {spread(ms)} | {spread(np.divide(milliseconds['twin, highest'], ms))} |")
@@ -134,8 +146,14 @@ def time_updates(args: Args, columns: dict[str, np.ndarray], agent: iql.Agent) -
 
 def time_online_steps(args: Args, columns: dict[str, np.ndarray], agent: iql.Agent, task) -> None:
     """Print microseconds per step of the online loop without its update, and of the bare environment."""
-    steps, buffer = args.updates_per_block, iql.ReplayBuffer(columns, (args.blocks + 1) * args.updates_per_block, CPU)
-    env, bare = iql.make_env(task, columns, agent.args), gym.make(task, disable_env_checker=True).unwrapped
+    steps, buffer = (
+        args.updates_per_block,
+        iql.ReplayBuffer(columns, (args.blocks + 1) * args.updates_per_block, CPU),
+    )
+    env, bare = (
+        iql.make_env(task, columns, agent.args),
+        gym.make(task, disable_env_checker=True).unwrapped,
+    )
     torch.set_float32_matmul_precision(agent.args.matmul_precision)
     micros = {"online loop": [], "bare environment": [], "difference": []}
     for block in range(-1, args.blocks):  # block -1 warms up
@@ -145,7 +163,9 @@ def time_online_steps(args: Args, columns: dict[str, np.ndarray], agent: iql.Age
             action = agent.act(torch.from_numpy(obs).to(CPU), deterministic=False).cpu().numpy()
             next_obs, reward, terminated, truncated, _ = env.step(action)
             reward = 1.0 * float(reward) + agent.args.reward_bias
-            buffer.add(obs=obs, actions=action, rewards=reward, next_obs=next_obs, terminations=terminated)
+            buffer.add(
+                obs=obs, actions=action, rewards=reward, next_obs=next_obs, terminations=terminated
+            )
             obs = next_obs
             actions.append(action)
             ends.append(terminated or truncated)
@@ -159,10 +179,22 @@ def time_online_steps(args: Args, columns: dict[str, np.ndarray], agent: iql.Age
         total = np.diff([start, middle, time.perf_counter()]) * 1e6 / steps
         for name, value in zip(micros, (*total, total[0] - total[1])):
             micros[name] += [value] * (block >= 0)
-    row, tensor, buffer.size = {name: column[0] for name, column in columns.items()}, torch.from_numpy(obs), buffer.offline_size
-    parts = {"of it, Agent.act": lambda: agent.act(tensor, False), "of it, ReplayBuffer.add": lambda: buffer.add(**row)}
-    micros |= {name: [1e6 * seconds(part, steps) for _ in range(args.blocks)] for name, part in parts.items()}
-    print(f"\nmicroseconds per online step on {task.id}, without the update ({args.blocks} blocks of {steps} steps)")
+    row, tensor, buffer.size = (
+        {name: column[0] for name, column in columns.items()},
+        torch.from_numpy(obs),
+        buffer.offline_size,
+    )
+    parts = {
+        "of it, Agent.act": lambda: agent.act(tensor, False),
+        "of it, ReplayBuffer.add": lambda: buffer.add(**row),
+    }
+    micros |= {
+        name: [1e6 * seconds(part, steps) for _ in range(args.blocks)]
+        for name, part in parts.items()
+    }
+    print(
+        f"\nmicroseconds per online step on {task.id}, without the update ({args.blocks} blocks of {steps} steps)"
+    )
     print("| | min | median | max |\n|---|---|---|---|")
     for name, values in micros.items():
         print(f"| {name} | {spread(values)} |")
@@ -175,25 +207,42 @@ def time_o3f(args: Args, columns: dict[str, np.ndarray], task) -> None:
     for name, script in zip(milliseconds, (iql, o3f)):
         settings = script.Args(num_critics=5)
         agent = script.Agent(columns["obs"].shape[1], columns["actions"].shape[1], settings, CPU)
-        loops[name] = agent, iql.ReplayBuffer(columns, (args.blocks + 1) * args.updates_per_block, CPU)
+        loops[name] = (
+            agent,
+            iql.ReplayBuffer(columns, (args.blocks + 1) * args.updates_per_block, CPU),
+        )
         loops[name] += (iql.make_env(task, columns, iql.Args()),)
     for block in range(-1, args.blocks):  # block -1 warms up
         for name in list(loops)[:: 1 if block % 2 else -1]:
             agent, buffer, env = loops[name]
             obs, _ = env.reset(seed=block + 1)
-            choose = getattr(agent, "explore", lambda x, agent=agent: agent.act(x, deterministic=False))
+            choose = getattr(
+                agent, "explore", lambda x, agent=agent: agent.act(x, deterministic=False)
+            )
             start = time.perf_counter()
             for _ in range(args.updates_per_block):
                 action = choose(torch.from_numpy(obs)).numpy()
                 next_obs, reward, terminated, truncated, _ = env.step(action)
-                buffer.add(obs=obs, actions=action, rewards=float(reward), next_obs=next_obs, terminations=terminated)
+                buffer.add(
+                    obs=obs,
+                    actions=action,
+                    rewards=float(reward),
+                    next_obs=next_obs,
+                    terminations=terminated,
+                )
                 agent.update(buffer.sample(256))
                 obs = env.reset()[0] if terminated or truncated else next_obs
-            milliseconds[name] += [1000 * (time.perf_counter() - start) / args.updates_per_block] * (block >= 0)
-    print(f"\nms per online step on {task.id} ({args.blocks} blocks of {args.updates_per_block} steps); cost in iql.py's")
+            milliseconds[name] += [
+                1000 * (time.perf_counter() - start) / args.updates_per_block
+            ] * (block >= 0)
+    print(
+        f"\nms per online step on {task.id} ({args.blocks} blocks of {args.updates_per_block} steps); cost in iql.py's"
+    )
     print("| | ms min | median | max | cost min | median | max |\n|---|---|---|---|---|---|---|")
     for name, ms in milliseconds.items():
-        print(f"| {name} | {spread(ms)} | {spread(np.divide(ms, milliseconds['iql.py, 5 critics']))} |")
+        print(
+            f"| {name} | {spread(ms)} | {spread(np.divide(ms, milliseconds['iql.py, 5 critics']))} |"
+        )
 
 
 def time_loading(transitions: int) -> None:
@@ -206,27 +255,46 @@ def time_loading(transitions: int) -> None:
         for count in (1000, 5000):
             length = transitions // count
             ends = np.arange(length) == length - 1
-            arrays = {"actions": rng.uniform(-1, 1, (length, act_dim)).astype(np.float32), "rewards": rng.normal(size=length)}
-            arrays |= {"observations": rng.normal(size=(length + 1, obs_dim)), "truncations": ends, "terminations": 0 * ends}
+            arrays = {
+                "actions": rng.uniform(-1, 1, (length, act_dim)).astype(np.float32),
+                "rewards": rng.normal(size=length),
+            }
+            arrays |= {
+                "observations": rng.normal(size=(length + 1, obs_dim)),
+                "truncations": ends,
+                "terminations": 0 * ends,
+            }
             buffers = [EpisodeBuffer(id=i, **arrays) for i in range(count)]
             with warnings.catch_warnings():  # Minari misses author, environment, ...
                 warnings.simplefilter("ignore")
-                dataset = minari.create_dataset_from_buffers(f"speed/e{count}-v0", buffers, data_format="hdf5", **spaces)
+                dataset = minari.create_dataset_from_buffers(
+                    f"speed/e{count}-v0", buffers, data_format="hdf5", **spaces
+                )
             took = seconds(lambda: iql.read_episodes(dataset, False), 1)  # noqa: B023
-            print(f"{length * count} transitions in {count} episodes, {obs_dim} + {act_dim} entries: {took:.2f} s")
+            print(
+                f"{length * count} transitions in {count} episodes, {obs_dim} + {act_dim} entries: {took:.2f} s"
+            )
 
 
 def main(args: Args) -> None:
     iql.SCRIPT = Path(__file__)  # error messages start with its name
-    iql.check(min(args.threads, args.blocks, args.updates_per_block) > 0, "threads, blocks and updates must be at least 1")
-    iql.check(args.load == 0 or args.load >= 5000, "--load needs at least 5000 transitions: one in each episode")
+    iql.check(
+        min(args.threads, args.blocks, args.updates_per_block) > 0,
+        "threads, blocks and updates must be at least 1",
+    )
+    iql.check(
+        args.load == 0 or args.load >= 5000,
+        "--load needs at least 5000 transitions: one in each episode",
+    )
     if args.load:
         time_loading(args.load)
         return
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     columns, _, task, _ = iql.load_data(iql.Args())
-    print(f"torch {torch.__version__}, {args.threads} threads, load of the machine {os.getloadavg()[0]:.1f}")
+    print(
+        f"torch {torch.__version__}, {args.threads} threads, load of the machine {os.getloadavg()[0]:.1f}"
+    )
     if args.o3f:
         torch.set_float32_matmul_precision("medium")
         torch.set_flush_denormal(True)

@@ -61,14 +61,25 @@ class Twin:
         self.actor = mlp(OBS, 2 * ACT, args.actor_layers)
         self.critics = nn.ModuleList(mlp(OBS + ACT, 1, args.critic_layers) for _ in range(2))
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
-        self.log_alpha, self.log_multiplier = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.ones(1))
-        self.optimizers = [torch.optim.Adam(self.actor.parameters(), 1e-4), torch.optim.Adam(self.critics.parameters(), 3e-4)]
-        self.optimizers += [torch.optim.Adam([self.log_alpha], 1e-4), torch.optim.Adam([self.log_multiplier], 3e-4)]
+        self.log_alpha, self.log_multiplier = (
+            nn.Parameter(torch.zeros(1)),
+            nn.Parameter(torch.ones(1)),
+        )
+        self.optimizers = [
+            torch.optim.Adam(self.actor.parameters(), 1e-4),
+            torch.optim.Adam(self.critics.parameters(), 3e-4),
+        ]
+        self.optimizers += [
+            torch.optim.Adam([self.log_alpha], 1e-4),
+            torch.optim.Adam([self.log_multiplier], 3e-4),
+        ]
 
     def sample(self, obs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         mean, log_std = self.actor(obs.unsqueeze(1).repeat(1, count, 1)).chunk(2, -1)
         normal = torch.distributions.Normal(mean, (log_std - 1.0).clamp(-20, 2).exp())
-        policy = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform(cache_size=1))
+        policy = torch.distributions.TransformedDistribution(
+            normal, torch.distributions.TanhTransform(cache_size=1)
+        )
         actions = policy.rsample()
         return actions, policy.log_prob(actions).sum(-1)  # (B, count, ACT), (B, count)
 
@@ -93,18 +104,33 @@ class Twin:
 
         with torch.no_grad():
             best, _ = self.sample(next_obs, args.num_actions)
-            target_q = torch.min(*[self.q(critic, next_obs, best) for critic in self.targets]).amax(1)
+            target_q = torch.min(*[self.q(critic, next_obs, best) for critic in self.targets]).amax(
+                1
+            )
             target = batch["rewards"] + (1 - batch["terminations"]) * args.gamma * target_q
-        data_q = [self.q(critic, obs, batch["actions"].unsqueeze(1)).squeeze(1) for critic in self.critics]
+        data_q = [
+            self.q(critic, obs, batch["actions"].unsqueeze(1)).squeeze(1) for critic in self.critics
+        ]
         td_loss = sum(F.mse_loss(q, target) for q in data_q)
         uniform = torch.empty(len(obs), args.num_actions, ACT).uniform_(-1, 1)
         current, current_log_prob = (x.detach() for x in self.sample(obs, args.num_actions))
-        following, following_log_prob = (x.detach() for x in self.sample(next_obs, args.num_actions))
+        following, following_log_prob = (
+            x.detach() for x in self.sample(next_obs, args.num_actions)
+        )
         bound, gaps = batch["mc_returns"].unsqueeze(1), []
         for critic, q in zip(self.critics, data_q):
-            q_uniform, q_current, q_following = (self.q(critic, obs, actions) for actions in (uniform, current, following))
-            q_current, q_following = torch.maximum(q_current, bound), torch.maximum(q_following, bound)
-            parts = [q_uniform + ACT * np.log(2), q_following - following_log_prob, q_current - current_log_prob]
+            q_uniform, q_current, q_following = (
+                self.q(critic, obs, actions) for actions in (uniform, current, following)
+            )
+            q_current, q_following = (
+                torch.maximum(q_current, bound),
+                torch.maximum(q_following, bound),
+            )
+            parts = [
+                q_uniform + ACT * np.log(2),
+                q_following - following_log_prob,
+                q_current - current_log_prob,
+            ]
             gaps.append((torch.logsumexp(torch.cat(parts, 1), 1) - q).mean())
         multiplier = self.log_multiplier.exp().clamp(max=1e6)
         penalty = sum(multiplier * args.cql_alpha * (gap - args.cql_gap) for gap in gaps).squeeze()
@@ -113,7 +139,12 @@ class Twin:
         actor_optimizer.zero_grad()
         actor_loss.backward(retain_graph=True)
         critic_optimizer.zero_grad()
-        (td_loss + sum(multiplier.detach() * args.cql_alpha * (gap - args.cql_gap) for gap in gaps).squeeze()).backward()
+        (
+            td_loss
+            + sum(
+                multiplier.detach() * args.cql_alpha * (gap - args.cql_gap) for gap in gaps
+            ).squeeze()
+        ).backward()
         actor_optimizer.step()
         critic_optimizer.step()
         log["actor_loss"] = actor_loss.item()
@@ -123,18 +154,38 @@ class Twin:
 
 
 def make_batch(size: int) -> dict[str, torch.Tensor]:
-    batch = {"obs": torch.randn(size, OBS), "actions": 2 * torch.rand(size, ACT) - 1, "rewards": torch.randn(size)}
-    return batch | {"next_obs": torch.randn(size, OBS), "terminations": torch.zeros(size), "mc_returns": torch.randn(size)}
+    batch = {
+        "obs": torch.randn(size, OBS),
+        "actions": 2 * torch.rand(size, ACT) - 1,
+        "rewards": torch.randn(size),
+    }
+    return batch | {
+        "next_obs": torch.randn(size, OBS),
+        "terminations": torch.zeros(size),
+        "mc_returns": torch.randn(size),
+    }
 
 
 def products(args: wsrl.Args) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The factors of all matrix products that the updates of one online step of wsrl.py cannot do without."""
     found = []
 
-    def layers(count: int, rows: int, in_dim: int, out_dim: int, hidden: int, grad_input: bool, grad_weights: bool) -> None:
+    def layers(
+        count: int,
+        rows: int,
+        in_dim: int,
+        out_dim: int,
+        hidden: int,
+        grad_input: bool,
+        grad_weights: bool,
+    ) -> None:
         dims = [in_dim] + [args.hidden] * hidden + [out_dim]
         for layer, (fan_in, fan_out) in enumerate(zip(dims, dims[1:])):
-            x, w, g = torch.randn(count, rows, fan_in), torch.randn(count, fan_in, fan_out), torch.randn(count, rows, fan_out)
+            x, w, g = (
+                torch.randn(count, rows, fan_in),
+                torch.randn(count, fan_in, fan_out),
+                torch.randn(count, rows, fan_out),
+            )
             found.append((x, w))
             if grad_weights:
                 found.append((x.transpose(1, 2), g))
@@ -143,11 +194,17 @@ def products(args: wsrl.Args) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
     for _ in range(args.utd_ratio):
         layers(1, args.batch_size, OBS, 2 * ACT, args.actor_layers, False, False)  # next actions
-        layers(args.critic_subset, args.batch_size, OBS + ACT, 1, args.critic_layers, False, False)  # target
-        layers(args.num_critics, args.batch_size, OBS + ACT, 1, args.critic_layers, False, True)  # TD loss
+        layers(
+            args.critic_subset, args.batch_size, OBS + ACT, 1, args.critic_layers, False, False
+        )  # target
+        layers(
+            args.num_critics, args.batch_size, OBS + ACT, 1, args.critic_layers, False, True
+        )  # TD loss
     rows = args.utd_ratio * args.batch_size
     layers(1, rows, OBS, 2 * ACT, args.actor_layers, False, True)
-    layers(args.num_critics, rows, OBS + ACT, 1, args.critic_layers, True, False)  # through the critics to the action
+    layers(
+        args.num_critics, rows, OBS + ACT, 1, args.critic_layers, True, False
+    )  # through the critics to the action
     return found
 
 
@@ -162,7 +219,9 @@ def race(args: Args, contestants: dict[str, tuple[str, object]], unit: str) -> N
             torch.set_flush_denormal(not name.startswith("twin"))
             ms = 1000 * seconds(call, args.updates_per_block if block >= 0 else 3)
             milliseconds[name] += [ms] * (block >= 0)  # block -1 warms up
-    print(f"\n{unit} ({args.blocks} blocks of {args.updates_per_block}); ratio: time of the first / time of this one")
+    print(
+        f"\n{unit} ({args.blocks} blocks of {args.updates_per_block}); ratio: time of the first / time of this one"
+    )
     print("| | ms min | median | max | ratio min | median | max |\n|---|---|---|---|---|---|---|")
     for name, ms in milliseconds.items():
         print(f"| {name} | {spread(ms)} | {spread(np.divide(milliseconds[names[0]], ms))} |")
@@ -170,21 +229,35 @@ def race(args: Args, contestants: dict[str, tuple[str, object]], unit: str) -> N
 
 def main(args: Args) -> None:
     cal_ql.SCRIPT = Path(__file__)  # error messages start with its name
-    cal_ql.check(min(args.threads, args.blocks, args.updates_per_block) > 0, "threads, blocks, updates must be at least 1")
+    cal_ql.check(
+        min(args.threads, args.blocks, args.updates_per_block) > 0,
+        "threads, blocks, updates must be at least 1",
+    )
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {args.threads} threads, load of the machine {os.getloadavg()[0]:.1f}")
+    print(
+        f"torch {torch.__version__}, {args.threads} threads, load of the machine {os.getloadavg()[0]:.1f}"
+    )
     if args.wsrl:
         settings = wsrl.Args()
-        agent, batches = wsrl.Agent(OBS, ACT, settings, CPU), [make_batch(256) for _ in range(settings.utd_ratio)]
+        agent, batches = (
+            wsrl.Agent(OBS, ACT, settings, CPU),
+            [make_batch(256) for _ in range(settings.utd_ratio)],
+        )
         pairs = products(settings)
         flops = sum(2 * x.shape[0] * x.shape[1] * x.shape[2] * y.shape[2] for x, y in pairs)
         print(f"{flops / 1e9:.1f} GFLOP of products per online step")
         bare = lambda: [torch.bmm(x, y) for x, y in pairs]  # noqa: E731
         ours = lambda: agent.update_online(batches)  # noqa: E731
-        contestants = {"wsrl.py, medium": ("medium", ours), "products alone, medium": ("medium", bare)}
+        contestants = {
+            "wsrl.py, medium": ("medium", ours),
+            "products alone, medium": ("medium", bare),
+        }
         race(args, contestants, "ms for the updates of one online step")
-        contestants = {"wsrl.py, highest": ("highest", ours), "products alone, highest": ("highest", bare)}
+        contestants = {
+            "wsrl.py, highest": ("highest", ours),
+            "products alone, highest": ("highest", bare),
+        }
         race(args, contestants, "ms for the updates of one online step")
         return
     settings = cal_ql.Args(critic_layers=3, lagrange=True)

@@ -28,7 +28,19 @@ from pathlib import Path
 
 import tyro
 
-COLUMNS = ["script", "tag", "dataset", "seed", "step", "phase", "policy", "return", "score", "success", "episodes"]
+COLUMNS = [
+    "script",
+    "tag",
+    "dataset",
+    "seed",
+    "step",
+    "phase",
+    "policy",
+    "return",
+    "score",
+    "success",
+    "episodes",
+]
 
 
 @dataclass
@@ -69,18 +81,31 @@ def read_run(folder: Path, tag: str = "") -> list[dict[str, str]]:
     config = json.loads((folder / "config.json").read_text())
     scores = {}  # (step, "eval" or "eval_learner") -> score, where the data have reference returns
     for row in read_table(folder / "metrics.csv"):
-        scores |= {(row["step"], key[: -len("/score")]): row[key] for key in row if key.endswith("/score") and row[key]}
+        scores |= {
+            (row["step"], key[: -len("/score")]): row[key]
+            for key in row
+            if key.endswith("/score") and row[key]
+        }
     groups = {}
     for row in read_table(folder / "eval.csv"):
         groups.setdefault((row["step"], row["phase"], row["policy"]), []).append(row)
     rows = []
     for (step, phase, policy), group in groups.items():
         score = scores.get((step, "eval" if policy == "actor" else f"eval_{policy}"), "")
-        values = {name: [float(row[name]) for row in group if row[name]] for name in ("return", "success")}
+        values = {
+            name: [float(row[name]) for row in group if row[name]] for name in ("return", "success")
+        }
         values["score"] = [float(score)] if score else []
-        row = {"script": config["script"], "tag": tag, "dataset": config["dataset_id"], "seed": str(config["seed"])}
+        row = {
+            "script": config["script"],
+            "tag": tag,
+            "dataset": config["dataset_id"],
+            "seed": str(config["seed"]),
+        }
         row |= {"step": step, "phase": phase, "policy": policy, "episodes": str(len(group))}
-        rows.append(row | {name: f"{statistics.fmean(x):.6g}" if x else "" for name, x in values.items()})
+        rows.append(
+            row | {name: f"{statistics.fmean(x):.6g}" if x else "" for name, x in values.items()}
+        )
     return rows
 
 
@@ -90,27 +115,64 @@ def read_losses(folder: Path, tag: str = "") -> list[dict[str, str]]:
     rows, losses = [], {}
     for row in read_table(folder / "metrics.csv"):
         for phase in ("offline", "online"):
-            names = [key for key in row if key.startswith(f"{phase}/") and "/episode_" not in key and row[key]]
-            losses = {"phase": phase} | {key.partition("/")[2]: f"{float(row[key]):.5g}" for key in names} if names else losses
-        if row["eval/return"] and losses.get("phase") == ("online" if int(row["step"]) > 0 else "offline"):
-            run = {"script": config["script"], "tag": tag, "dataset": config["dataset_id"], "seed": str(config["seed"])}
+            names = [
+                key
+                for key in row
+                if key.startswith(f"{phase}/") and "/episode_" not in key and row[key]
+            ]
+            losses = (
+                {"phase": phase}
+                | {key.partition("/")[2]: f"{float(row[key]):.5g}" for key in names}
+                if names
+                else losses
+            )
+        if row["eval/return"] and losses.get("phase") == (
+            "online" if int(row["step"]) > 0 else "offline"
+        ):
+            run = {
+                "script": config["script"],
+                "tag": tag,
+                "dataset": config["dataset_id"],
+                "seed": str(config["seed"]),
+            }
             rows.append(run | {"step": row["step"]} | losses)
     return rows
 
 
 def write_results(args: Args, folders: list[Path]) -> None:
     """Put the finished runs among `folders` into --out and --losses, in place of what these say about them."""
-    for path, read, columns in ((args.out, read_run, COLUMNS), (args.losses, read_losses, COLUMNS[:6])):
+    for path, read, columns in (
+        (args.out, read_run, COLUMNS),
+        (args.losses, read_losses, COLUMNS[:6]),
+    ):
         if path is None:
             continue
-        rows = [row for folder in folders if (folder / "summary.json").exists() for row in read(folder, args.tag)]
+        rows = [
+            row
+            for folder in folders
+            if (folder / "summary.json").exists()
+            for row in read(folder, args.tag)
+        ]
         runs = {tuple(row[key] for key in COLUMNS[:4]) for row in rows}
-        rows += [row for row in read_table(path) if tuple(row[key] for key in COLUMNS[:4]) not in runs]
-        rows.sort(key=lambda row: (*(row[key] for key in COLUMNS[:3]), int(row["seed"]), int(row["step"]), row.get("policy")))
+        rows += [
+            row for row in read_table(path) if tuple(row[key] for key in COLUMNS[:4]) not in runs
+        ]
+        rows.sort(
+            key=lambda row: (
+                *(row[key] for key in COLUMNS[:3]),
+                int(row["seed"]),
+                int(row["step"]),
+                row.get("policy"),
+            )
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")  # the change is atomic
         with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, dict.fromkeys([*columns, *(key for row in rows for key in row)]), lineterminator="\n")
+            writer = csv.DictWriter(
+                file,
+                dict.fromkeys([*columns, *(key for row in rows for key in row)]),
+                lineterminator="\n",
+            )
             writer.writeheader()
             writer.writerows(rows)
         os.replace(temporary, path)
@@ -122,7 +184,9 @@ def check_header(folder: Path, header: str) -> None:
     made = log.exists() and ((folder / "summary.json").exists() or (folder / "latest.pt").exists())
     first = log.read_text().split("\n")[0] if made else ""
     if first.startswith("$ ") and first != header:
-        stop(f"{folder} was made with other arguments (see the first line of {log}): give these a --tag")
+        stop(
+            f"{folder} was made with other arguments (see the first line of {log}): give these a --tag"
+        )
 
 
 def start(args: Args, folder: Path, command: list[str], header: str) -> subprocess.Popen | None:
@@ -140,7 +204,9 @@ def start(args: Args, folder: Path, command: list[str], header: str) -> subproce
         log.write_text(f"{header}\n")
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     with open(log, "a") as file:
-        return subprocess.Popen([sys.executable, *command], stdout=file, stderr=file, env=environment)
+        return subprocess.Popen(
+            [sys.executable, *command], stdout=file, stderr=file, env=environment
+        )
 
 
 def main(args: Args, extra: list[str]) -> None:
@@ -148,7 +214,9 @@ def main(args: Args, extra: list[str]) -> None:
         stop(f"there must be a script {args.script}, and --jobs and --threads must be at least 1")
     queue, running, failed = [], {}, []
     for dataset, seed in dict.fromkeys(itertools.product(args.datasets, args.seeds)):
-        name = "__".join([args.script.stem, dataset.replace("/", "-"), str(seed)] + [args.tag] * bool(args.tag))
+        name = "__".join(
+            [args.script.stem, dataset.replace("/", "-"), str(seed)] + [args.tag] * bool(args.tag)
+        )
         command = [str(args.script), "--dataset-id", dataset, "--seed", str(seed)]
         command += ["--run-dir", str(args.run_dir), "--run-name", name, *extra]
         queue.append((args.run_dir / name, command, f"$ {shlex.join(['python', *command])}"))

@@ -20,7 +20,16 @@ import iql  # noqa: E402
 
 torch.set_num_threads(1)
 TASK = "InvertedPendulum-v5"  # 4 observations, 1 action in [-3, 3], short episodes that really end
-TINY = ["--batch-size", "16", "--eval-episodes", "2", "--eval-every", "30", "--checkpoint-every", "25"]
+TINY = [
+    "--batch-size",
+    "16",
+    "--eval-episodes",
+    "2",
+    "--eval-every",
+    "30",
+    "--checkpoint-every",
+    "25",
+]
 TINY += ["--offline-steps", "60", "--online-steps", "90", "--no-compile"]
 
 
@@ -37,15 +46,22 @@ def clean(monkeypatch, tmp_path):
         signal.signal(number, handler)
 
 
-def episode(number: int, observations, actions, rewards, terminated: bool, infos=None) -> EpisodeBuffer:
+def episode(
+    number: int, observations, actions, rewards, terminated: bool, infos=None
+) -> EpisodeBuffer:
     """One recorded episode; its last step is terminated or truncated."""
     ends = np.zeros(len(rewards), bool)
     if len(ends):
         ends[-1] = True
     never = np.zeros(len(rewards), bool)
-    flags = {"terminations": ends if terminated else never, "truncations": never if terminated else ends}
+    flags = {
+        "terminations": ends if terminated else never,
+        "truncations": never if terminated else ends,
+    }
     rewards = np.asarray(rewards, np.float64)
-    return EpisodeBuffer(id=number, observations=observations, actions=actions, rewards=rewards, infos=infos, **flags)
+    return EpisodeBuffer(
+        id=number, observations=observations, actions=actions, rewards=rewards, infos=infos, **flags
+    )
 
 
 def make_dataset(dataset_id: str, episodes: list[EpisodeBuffer], env=TASK, **kwargs) -> str:

@@ -57,7 +57,11 @@ def test_empty_dataset(capsys):
 
 @pytest.mark.parametrize("where", ["observations", "actions", "rewards"])
 def test_nan_and_infinity(capsys, where):
-    arrays = {"observations": np.zeros((41, 4)), "actions": np.zeros((40, 1), np.float32), "rewards": np.ones(40)}
+    arrays = {
+        "observations": np.zeros((41, 4)),
+        "actions": np.zeros((40, 1), np.float32),
+        "rewards": np.ones(40),
+    }
     arrays[where][7] = np.nan if where != "rewards" else np.inf
     make_dataset("test/nan/a-v0", one_episode(**arrays))
     line = refused(capsys, "--dataset-id", "test/nan/a-v0", *TINY)
@@ -71,7 +75,11 @@ def test_nan_and_infinity(capsys, where):
         (Box(-np.inf, np.inf, (1,)), "action_space", "bounded Box"),
         (Discrete(3), "observation_space", "observations must be vectors"),
         (Box(0, 255, (8, 8, 3), np.uint8), "observation_space", "observations must be vectors"),
-        (Dict({"camera": Box(0, 255, (8, 8, 3), np.uint8)}), "observation_space", "observations must be vectors"),
+        (
+            Dict({"camera": Box(0, 255, (8, 8, 3), np.uint8)}),
+            "observation_space",
+            "observations must be vectors",
+        ),
     ],
 )
 def test_discrete_and_image_spaces(capsys, space, name, words):
@@ -82,7 +90,9 @@ def test_discrete_and_image_spaces(capsys, space, name, words):
         observations = np.zeros((41, *space.shape), space.dtype)
     elif isinstance(space, Discrete):
         actions = np.zeros(40, int)
-    make_dataset("test/spaces/a-v0", one_episode(observations, actions), **{name: space}, jpeg_encoding=False)
+    make_dataset(
+        "test/spaces/a-v0", one_episode(observations, actions), **{name: space}, jpeg_encoding=False
+    )
     assert words in refused(capsys, "--dataset-id", "test/spaces/a-v0", *TINY)
 
 
@@ -95,13 +105,21 @@ def test_data_and_environment_that_do_not_match(capsys):
 
 
 def test_dataset_without_environment(capsys):
-    make_dataset("test/none/a-v0", one_episode(), env=None, observation_space=Box(-1, 1, (4,)), action_space=Box(-1, 1, (1,)))
+    make_dataset(
+        "test/none/a-v0",
+        one_episode(),
+        env=None,
+        observation_space=Box(-1, 1, (4,)),
+        action_space=Box(-1, 1, (1,)),
+    )
     assert "names no environment" in refused(capsys, "--dataset-id", "test/none/a-v0", *TINY)
 
 
 def test_environment_that_cannot_be_built(capsys):
     pendulum()
-    line = refused(capsys, *DATA, *TINY, "--success-ends-episode")  # InvertedPendulum takes no continuing_task
+    line = refused(
+        capsys, *DATA, *TINY, "--success-ends-episode"
+    )  # InvertedPendulum takes no continuing_task
     assert "cannot build InvertedPendulum-v5" in line
 
 
@@ -137,22 +155,35 @@ def test_arguments(capsys, flags, words, monkeypatch):
 
 def test_returns_that_are_all_the_same(capsys):
     make_dataset("test/same/a-v0", one_episode())
-    assert "same return" in refused(capsys, "--dataset-id", "test/same/a-v0", *TINY, "--normalize-returns")
+    assert "same return" in refused(
+        capsys, "--dataset-id", "test/same/a-v0", *TINY, "--normalize-returns"
+    )
 
 
-@pytest.mark.parametrize(("flag", "package"), [("--track", "wandb"), ("--capture-video", "moviepy")])
+@pytest.mark.parametrize(
+    ("flag", "package"), [("--track", "wandb"), ("--capture-video", "moviepy")]
+)
 def test_missing_optional_package(capsys, monkeypatch, flag, package):
     pendulum()
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == package else find(name, *rest),
+    )
     assert f"pip install {package}" in refused(capsys, *DATA, *TINY, flag)
 
 
 def test_video_on_a_machine_that_cannot_draw(capsys, monkeypatch):
     pendulum()
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name == "moviepy" or find(name, *rest))
-    monkeypatch.setattr("gymnasium.wrappers.OrderEnforcing.render", lambda self: (_ for _ in ()).throw(RuntimeError("no GL")))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: name == "moviepy" or find(name, *rest)
+    )
+    monkeypatch.setattr(
+        "gymnasium.wrappers.OrderEnforcing.render",
+        lambda self: (_ for _ in ()).throw(RuntimeError("no GL")),
+    )
     assert "MUJOCO_GL=egl" in refused(capsys, *DATA, *TINY, "--capture-video")
 
 
@@ -161,7 +192,9 @@ def test_run_directory_that_is_taken_or_not_writable(capsys, monkeypatch, tmp_pa
     (tmp_path / "runs/taken").mkdir(parents=True)
     assert "runs/taken exists" in refused(capsys, *DATA, *TINY, "--run-name", "taken")
     (tmp_path / "file").write_text("")
-    assert "cannot write to file/x" in refused(capsys, *DATA, *TINY, "--run-dir", "file", "--run-name", "x")
+    assert "cannot write to file/x" in refused(
+        capsys, *DATA, *TINY, "--run-dir", "file", "--run-name", "x"
+    )
     opened = builtins.open  # root may write anywhere, so permission is taken away by hand
 
     def denied(path, *rest, **kwargs):
@@ -195,19 +228,31 @@ def test_checkpoints_that_do_not_fit(finished, capsys, tmp_path):
     assert "damaged" in refused(capsys, *start, "torn.pt")
     torch.save([1, 2], "list.pt")
     assert "no checkpoint of these scripts" in refused(capsys, *start, "list.pt")
-    assert "its networks is sac, not iql" in refused(capsys, *start, edited(offline, "sac.pt", networks="sac"))
+    assert "its networks is sac, not iql" in refused(
+        capsys, *start, edited(offline, "sac.pt", networks="sac")
+    )
     pendulum("test/pendulum/other-v0")
-    line = refused(capsys, "--dataset-id", "test/pendulum/other-v0", *TINY, "--offline-checkpoint", offline)
+    line = refused(
+        capsys, "--dataset-id", "test/pendulum/other-v0", *TINY, "--offline-checkpoint", offline
+    )
     assert "its dataset_id is test/pendulum/random-v0, not test/pendulum/other-v0" in line
-    assert "its reward_bias is 0.0, not -1.0" in refused(capsys, *start, offline, "--reward-bias", "-1")
+    assert "its reward_bias is 0.0, not -1.0" in refused(
+        capsys, *start, offline, "--reward-bias", "-1"
+    )
     assert "does not fit the networks" in refused(capsys, *start, offline, "--num-critics", 5)
     assert "can be resumed" in refused(capsys, "--resume", latest)  # it is complete
     assert "can be resumed" in refused(capsys, "--resume", offline)
     goal = torch.load(offline, weights_only=True)["args"] | {"success_ends_episode": True}
-    assert "its success_ends_episode is True, not False" in refused(capsys, *start, edited(offline, "goal.pt", args=goal))
-    older = edited(latest, "older.pt", args={"seed": 0, "expectancy": 0.7}, phase="online")  # a flag that is no more
+    assert "its success_ends_episode is True, not False" in refused(
+        capsys, *start, edited(offline, "goal.pt", args=goal)
+    )
+    older = edited(
+        latest, "older.pt", args={"seed": 0, "expectancy": 0.7}, phase="online"
+    )  # a flag that is no more
     assert "--expectancy None: the run to resume has 0.7" in refused(capsys, "--resume", older)
-    assert "belongs to pex.py" in refused(capsys, "--resume", edited(latest, "pex.pt", script="pex.py", phase="online"))
+    assert "belongs to pex.py" in refused(
+        capsys, "--resume", edited(latest, "pex.pt", script="pex.py", phase="online")
+    )
 
 
 def test_checkpoint_never_runs_code(finished, capsys):
@@ -222,9 +267,13 @@ def test_checkpoint_never_runs_code(finished, capsys):
 
 def test_resumed_run_keeps_its_arguments(finished, capsys):
     stopped = edited(finished / "latest.pt", finished / "stopped.pt", phase="offline", step=-10)
-    assert "--beta 1.0: the run to resume has 3.0" in refused(capsys, "--resume", stopped, "--beta", "1")
+    assert "--beta 1.0: the run to resume has 3.0" in refused(
+        capsys, "--resume", stopped, "--beta", "1"
+    )
     name = torch.load(stopped, weights_only=True)["args"]["run_name"]
-    assert f"--run-name new: the run to resume has {name}" in refused(capsys, "--resume", stopped, "--run-name", "new")
+    assert f"--run-name new: the run to resume has {name}" in refused(
+        capsys, "--resume", stopped, "--run-name", "new"
+    )
     args = iql.parse_args(["--resume", str(stopped), "--device", "cpu", "--batch-size", "16"])
     assert (args.device, args.beta) == ("cpu", 3.0)
 

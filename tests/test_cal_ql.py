@@ -25,7 +25,9 @@ def log_often(monkeypatch):
 
 def make_agent(**settings):
     torch.manual_seed(0)
-    args = dataclasses.replace(cal_ql.Args(), **{"compile": False, "num_actions": N, "gamma": 0.9, "hidden": 32} | settings)
+    args = dataclasses.replace(
+        cal_ql.Args(), **{"compile": False, "num_actions": N, "gamma": 0.9, "hidden": 32} | settings
+    )
     agent = cal_ql.Agent(OBS, ACT, args, torch.device("cpu"))
     stir(agent)
     return agent
@@ -41,8 +43,15 @@ def stir(agent):
 
 def make_batch():
     rng = np.random.default_rng(1)
-    batch = {"obs": rng.normal(size=(B, OBS)), "actions": rng.uniform(-1, 1, (B, ACT)), "rewards": rng.normal(size=B)}
-    batch |= {"next_obs": rng.normal(size=(B, OBS)), "terminations": (rng.random(B) < 0.3).astype(float)}
+    batch = {
+        "obs": rng.normal(size=(B, OBS)),
+        "actions": rng.uniform(-1, 1, (B, ACT)),
+        "rewards": rng.normal(size=B),
+    }
+    batch |= {
+        "next_obs": rng.normal(size=(B, OBS)),
+        "terminations": (rng.random(B) < 0.3).astype(float),
+    }
     batch["mc_returns"] = rng.normal(size=B)
     return {name: torch.tensor(column, dtype=torch.float32) for name, column in batch.items()}
 
@@ -53,7 +62,9 @@ def make_batch():
 def forward(net, x, layer_norm=False):
     """(B, in) -> (E, B, out), member by member."""
     out = []
-    weights, biases, norms = ([p.detach().double().numpy() for p in ps] for ps in (net.weights, net.biases, net.norms))
+    weights, biases, norms = (
+        [p.detach().double().numpy() for p in ps] for ps in (net.weights, net.biases, net.norms)
+    )
     for e in range(len(weights[0])):
         h = x
         for layer, (w, b) in enumerate(zip(weights, biases)):
@@ -90,20 +101,32 @@ def draw(agent, batch):
         loss, metrics = agent.critic_loss(batch)
     finally:
         torch.rand = rand
-    assert torch.equal(recorder.asked[0], batch["next_obs"]) and torch.equal(recorder.asked[1], batch["obs"])
+    assert torch.equal(recorder.asked[0], batch["next_obs"]) and torch.equal(
+        recorder.asked[1], batch["obs"]
+    )
     return loss, metrics, recorder.drawn, 2 * uniform[0].double().numpy() - 1, subsets
 
 
 def q_values(net, obs, actions, layer_norm=False):
     """(B, OBS), (K, B, ACT) -> (E, K, B)"""
-    return np.stack([forward(net, np.concatenate([obs, a], 1), layer_norm)[..., 0] for a in actions], 1)
+    return np.stack(
+        [forward(net, np.concatenate([obs, a], 1), layer_norm)[..., 0] for a in actions], 1
+    )
 
 
 @pytest.mark.parametrize("calibrate", [True, False])
 @pytest.mark.parametrize(
     "settings",
     [{}, {"lagrange": True}, {"importance_sampling": False}, {"max_backup": False}]
-    + [{"num_critics": 5, "critic_subset": 2, "layer_norm": True, "critic_layers": 3, "lagrange": True}],
+    + [
+        {
+            "num_critics": 5,
+            "critic_subset": 2,
+            "layer_norm": True,
+            "critic_layers": 3,
+            "lagrange": True,
+        }
+    ],
     ids=["plain", "lagrange", "raw", "one next action", "subset of critics"],
 )
 def test_critic_loss_equals_numpy(settings, calibrate):
@@ -114,7 +137,12 @@ def test_critic_loss_equals_numpy(settings, calibrate):
     (following, following_log_prob), (current, current_log_prob) = drawn
     first, second = (range(args.num_critics) if s is None else s.numpy() for s in subsets)
 
-    next_q = q_values(agent.critic_target.net, x["next_obs"], following if args.max_backup else following[:1], layer_norm)
+    next_q = q_values(
+        agent.critic_target.net,
+        x["next_obs"],
+        following if args.max_backup else following[:1],
+        layer_norm,
+    )
     target = x["rewards"] + 0.9 * (1 - x["terminations"]) * next_q[first].min(0).max(0)
     q = q_values(agent.critic.net, x["obs"], x["actions"][None], layer_norm)[:, 0]
     td_loss = np.mean((q - target) ** 2)
@@ -123,7 +151,9 @@ def test_critic_loss_equals_numpy(settings, calibrate):
     for i in second:
         values = {}
         for name, actions in (("uniform", uniform), ("current", current), ("following", following)):
-            values[name] = q_values(agent.critic.net, x["obs"], actions, layer_norm)[i]  # all judged at s
+            values[name] = q_values(agent.critic.net, x["obs"], actions, layer_norm)[
+                i
+            ]  # all judged at s
         policy = np.concatenate([values["current"], values["following"]])
         lifted.append(np.mean(policy < x["mc_returns"]))
         policy = np.maximum(policy, x["mc_returns"]) if calibrate else policy
@@ -150,28 +180,45 @@ def gradients(loss, parameters):
     return torch.autograd.grad(loss, list(parameters), retain_graph=True)
 
 
-@pytest.mark.parametrize("settings", [{}, {"lagrange": True}, {"calibrate": False, "layer_norm": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"lagrange": True}, {"calibrate": False, "layer_norm": True}]
+)
 def test_critic_loss_trains_critics_and_multiplier_alone(settings):
     """The critics descend TD error + w m gap, and nothing flows into the policy, by whose samples they are judged."""
     agent, batch = make_agent(**settings), make_batch()
-    loss, metrics, ((next_actions, next_log_prob), (current, current_log_prob)), uniform, _ = draw(agent, batch)
+    loss, metrics, ((next_actions, next_log_prob), (current, current_log_prob)), uniform, _ = draw(
+        agent, batch
+    )
     n, policy = np.float32, np.concatenate([current, next_actions])
     q = agent.critic(batch["obs"], batch["actions"][None])[:, 0]
-    next_q = agent.critic_target(batch["next_obs"], torch.tensor(next_actions.astype(n))).amin(0).amax(0)
+    next_q = (
+        agent.critic_target(batch["next_obs"], torch.tensor(next_actions.astype(n))).amin(0).amax(0)
+    )
     target = batch["rewards"] + 0.9 * (1 - batch["terminations"]) * next_q
     values = agent.critic(batch["obs"], torch.tensor(np.concatenate([uniform, policy]).astype(n)))
     if agent.args.calibrate:
         values = torch.cat([values[:, :N], torch.maximum(values[:, N:], batch["mc_returns"])], 1)
-    densities = np.concatenate([np.full((N, B), ACT * np.log(0.5)), current_log_prob, next_log_prob])
+    densities = np.concatenate(
+        [np.full((N, B), ACT * np.log(0.5)), current_log_prob, next_log_prob]
+    )
     gap = ((values - torch.tensor(densities.astype(n))).logsumexp(1) - q).mean()
     assert gap.item() == pytest.approx(metrics["cql_gap"].item(), rel=1e-4)
-    expected = (q - target.detach()).square().mean() + 5.0 * (math.e if agent.args.lagrange else 1.0) * gap
-    for one, other in zip(gradients(loss, agent.critic.parameters()), gradients(expected, agent.critic.parameters())):
+    expected = (q - target.detach()).square().mean() + 5.0 * (
+        math.e if agent.args.lagrange else 1.0
+    ) * gap
+    for one, other in zip(
+        gradients(loss, agent.critic.parameters()), gradients(expected, agent.critic.parameters())
+    ):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
     loss.backward()
-    assert all(p.grad is None for p in (*agent.actor.parameters(), *agent.critic_target.parameters(), agent.log_alpha))
+    assert all(
+        p.grad is None
+        for p in (*agent.actor.parameters(), *agent.critic_target.parameters(), agent.log_alpha)
+    )
     if agent.args.lagrange:
-        assert agent.log_multiplier.grad.item() == pytest.approx(-5 * math.e * (gap.item() - 0.8), 1e-3)
+        assert agent.log_multiplier.grad.item() == pytest.approx(
+            -5 * math.e * (gap.item() - 0.8), 1e-3
+        )
 
 
 def test_actor_loss_trains_the_policy_by_its_own_loss_alone():
@@ -184,7 +231,9 @@ def test_actor_loss_trains_the_policy_by_its_own_loss_alone():
     torch.manual_seed(2)
     actions, log_prob = recorder.sample(batch["obs"], 1)
     expected = (math.exp(-1) * log_prob - agent.critic(batch["obs"], actions).amin(0)).mean()
-    for one, other in zip(gradients(loss, agent.actor.parameters()), gradients(expected, agent.actor.parameters())):
+    for one, other in zip(
+        gradients(loss, agent.actor.parameters()), gradients(expected, agent.actor.parameters())
+    ):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
@@ -258,7 +307,10 @@ class Constant(nn.Module):
 def with_constants(calibrate, q, returns, **settings):
     agent, batch = make_agent(calibrate=calibrate, num_actions=10, **settings), make_batch()
     agent.critic = agent.critic_target = Constant(lambda actions: torch.full(actions.shape[:2], q))
-    agent.actor.sample = lambda obs, count: (torch.zeros(count, B, ACT), torch.full((count, B), -1.0))
+    agent.actor.sample = lambda obs, count: (
+        torch.zeros(count, B, ACT),
+        torch.full((count, B), -1.0),
+    )
     return agent.critic_loss(batch | {"mc_returns": torch.full((B,), returns)})[1]
 
 
@@ -267,7 +319,10 @@ def test_gap_of_a_constant_critic(q):
     assert with_constants(False, q, q + 1)["cql_gap"].item() == pytest.approx(4.5472, abs=1e-4)
     assert with_constants(True, q, q + 1)["cql_gap"].item() == pytest.approx(5.2353, abs=1e-4)
     assert with_constants(True, q, q + 1)["bound_rate"].item() == 1
-    assert with_constants(True, q, -1e9)["cql_gap"].item() == with_constants(False, q, 0.0)["cql_gap"].item()
+    assert (
+        with_constants(True, q, -1e9)["cql_gap"].item()
+        == with_constants(False, q, 0.0)["cql_gap"].item()
+    )
     assert with_constants(True, q, -1e9)["bound_rate"].item() == 0
 
 
@@ -275,7 +330,10 @@ def test_gap_of_a_constant_critic(q):
 def test_gap_with_other_densities(log_prob, gap):
     agent, batch = make_agent(calibrate=False, num_actions=10), make_batch()
     agent.critic = agent.critic_target = Constant(lambda actions: torch.ones(actions.shape[:2]))
-    agent.actor.sample = lambda obs, count: (torch.zeros(count, B, ACT), torch.full((count, B), log_prob))
+    agent.actor.sample = lambda obs, count: (
+        torch.zeros(count, B, ACT),
+        torch.full((count, B), log_prob),
+    )
     assert agent.critic_loss(batch)[1]["cql_gap"].item() == pytest.approx(gap, abs=1e-5)
 
 
@@ -312,9 +370,15 @@ def test_bound_far_below_is_cql_to_the_last_bit():
 @pytest.mark.parametrize("gap, sign", [(5.0, -1), (4.5472, 0), (1.0, 1)])
 def test_multiplier_rises_while_the_gap_is_too_wide(gap, sign):
     """With --cql-gap above the gap of 4.5472 the multiplier falls, below it rises, at it it stays."""
-    agent, batch = make_agent(calibrate=False, num_actions=10, lagrange=True, cql_gap=gap), make_batch()
+    agent, batch = (
+        make_agent(calibrate=False, num_actions=10, lagrange=True, cql_gap=gap),
+        make_batch(),
+    )
     agent.critic = agent.critic_target = Constant(lambda actions: torch.zeros(actions.shape[:2]))
-    agent.actor.sample = lambda obs, count: (torch.zeros(count, B, ACT), torch.full((count, B), -1.0))
+    agent.actor.sample = lambda obs, count: (
+        torch.zeros(count, B, ACT),
+        torch.full((count, B), -1.0),
+    )
     loss, metrics = agent.critic_loss(batch)
     assert metrics["cql_weight"].item() == pytest.approx(5 * math.e)
     loss.backward()
@@ -330,7 +394,10 @@ def test_more_next_actions_raise_the_target():
         agent = make_agent(num_actions=number, cql_alpha=0.0)
         agent.critic = Constant(lambda actions: torch.zeros(actions.shape[:2]))
         agent.critic_target = Constant(lambda actions: actions.sum(-1) + 3.0)
-        losses = [agent.critic_loss(batch | {"rewards": torch.zeros(B), "terminations": torch.zeros(B)}) for _ in range(50)]
+        losses = [
+            agent.critic_loss(batch | {"rewards": torch.zeros(B), "terminations": torch.zeros(B)})
+            for _ in range(50)
+        ]
         targets.append(np.mean([math.sqrt(metrics["td_loss"].item()) for _, metrics in losses]))
     assert targets[0] < targets[1]
 
@@ -348,7 +415,9 @@ def test_truncation_bootstraps_and_termination_does_not():
     batch["terminations"] = torch.ones(B)
     agent.critic = Constant(lambda actions: torch.zeros(actions.shape[:2]))
     agent.critic_target = Constant(lambda actions: torch.full(actions.shape[:2], 1e6))
-    assert agent.critic_loss(batch)[1]["td_loss"].item() == pytest.approx(batch["rewards"].square().mean().item())
+    assert agent.critic_loss(batch)[1]["td_loss"].item() == pytest.approx(
+        batch["rewards"].square().mean().item()
+    )
     batch["terminations"] = torch.zeros(B)  # also what a time limit leaves there
     assert agent.critic_loss(batch)[1]["td_loss"].item() == pytest.approx((0.9e6) ** 2, rel=1e-4)
 
@@ -362,16 +431,24 @@ def test_update_steps_every_network_and_lets_the_target_follow():
     assert still == set(), still
     for name in before:
         if name.startswith("critic."):
-            followed = torch.lerp(before[name.replace("critic", "critic_target")], after[name], 0.005)
+            followed = torch.lerp(
+                before[name.replace("critic", "critic_target")], after[name], 0.005
+            )
             assert torch.equal(after[name.replace("critic", "critic_target")], followed)
     moved = {group["lr"] for group in agent.optimizer.param_groups}
     assert moved == {1e-4, 3e-4}
-    assert (before["log_alpha"] - after["log_alpha"]).abs().item() == pytest.approx(1e-4, rel=1e-2)  # Adam's first step
-    assert (before["log_multiplier"] - after["log_multiplier"]).abs().item() == pytest.approx(3e-4, rel=1e-2)
+    assert (before["log_alpha"] - after["log_alpha"]).abs().item() == pytest.approx(
+        1e-4, rel=1e-2
+    )  # Adam's first step
+    assert (before["log_multiplier"] - after["log_multiplier"]).abs().item() == pytest.approx(
+        3e-4, rel=1e-2
+    )
 
 
 def test_initial_weights():
-    agent = cal_ql.Agent(OBS, ACT, dataclasses.replace(cal_ql.Args(), compile=False), torch.device("cpu"))
+    agent = cal_ql.Agent(
+        OBS, ACT, dataclasses.replace(cal_ql.Args(), compile=False), torch.device("cpu")
+    )
     for net in (agent.actor.net, agent.critic.net):
         hidden, last = net.weights[1].detach(), net.weights[-1].detach()
         for member in hidden:
@@ -398,28 +475,48 @@ ANTMAZE = {"sparse": True, "gamma": 0.99}
 def returns_of(rewards, terminated, **settings):
     rewards, terminations = np.array(rewards, np.float32), np.zeros(len(rewards), np.float32)
     terminations[-1] = terminated
-    return cal_ql.mc_returns(rewards, terminations, np.array([len(rewards)]), dataclasses.replace(cal_ql.Args(), **settings))
+    return cal_ql.mc_returns(
+        rewards,
+        terminations,
+        np.array([len(rewards)]),
+        dataclasses.replace(cal_ql.Args(), **settings),
+    )
 
 
 def test_mc_returns():
-    assert returns_of([-5, -5, -5, -5, 5], 1, **ANTMAZE) == pytest.approx([-14.899, -9.999, -5.0495, -0.05, 5], abs=1e-3)
+    assert returns_of([-5, -5, -5, -5, 5], 1, **ANTMAZE) == pytest.approx(
+        [-14.899, -9.999, -5.0495, -0.05, 5], abs=1e-3
+    )
     assert returns_of([-5.0] * 1000, 0, **ANTMAZE) == pytest.approx(np.full(1000, -500.0))
-    assert returns_of([-5.0] * 2, 1, **ANTMAZE) == pytest.approx([-9.95, -5])  # it ends: nothing goes on for ever
+    assert returns_of([-5.0] * 2, 1, **ANTMAZE) == pytest.approx(
+        [-9.95, -5]
+    )  # it ends: nothing goes on for ever
     finite = returns_of([-5.0] * 1000, 0, **(ANTMAZE | {"sparse": False}))
     assert (finite[0], finite[-1]) == pytest.approx((-499.978, -5), abs=1e-3)
     for steps, value in ((100, -313.29), (200, -431.66), (500, -496.65)):
-        assert returns_of([-5.0] * (steps - 1) + [5.0], 1, **ANTMAZE)[0] == pytest.approx(value, abs=1e-2)
+        assert returns_of([-5.0] * (steps - 1) + [5.0], 1, **ANTMAZE)[0] == pytest.approx(
+            value, abs=1e-2
+        )
 
 
 def test_mc_returns_respect_the_borders_of_episodes():
     rewards, terminations = np.array([1, 2, 4, 8], np.float32), np.array([0, 1, 0, 0], np.float32)
     args = dataclasses.replace(cal_ql.Args(), gamma=0.5)
     assert cal_ql.mc_returns(rewards, terminations, np.array([2, 4]), args).tolist() == [2, 2, 8, 8]
-    assert cal_ql.mc_returns(rewards, terminations, np.array([4]), args).tolist() == [2, 2, 8, 8]  # data may go on after an end
+    assert cal_ql.mc_returns(rewards, terminations, np.array([4]), args).tolist() == [
+        2,
+        2,
+        8,
+        8,
+    ]  # data may go on after an end
 
 
 def run(*flags):
-    start = [] if flags[0] == "--resume" else ["--dataset-id", "test/pendulum/random-v0", *TINY, "--hidden", "16"]
+    start = (
+        []
+        if flags[0] == "--resume"
+        else ["--dataset-id", "test/pendulum/random-v0", *TINY, "--hidden", "16"]
+    )
     args = cal_ql.parse_args([*start, *flags])
     cal_ql.main(args)
     return Path(args.run_dir, args.run_name)
@@ -435,21 +532,44 @@ def test_batches_and_what_an_episode_leaves_in_the_buffer(monkeypatch, ratio):
         return update(self, batch)
 
     def adding(self, **transition):
-        added.append((float(transition["rewards"]), float(transition["mc_returns"]), bool(transition["terminations"])))
+        added.append(
+            (
+                float(transition["rewards"]),
+                float(transition["mc_returns"]),
+                bool(transition["terminations"]),
+            )
+        )
         add(self, **transition)
 
     make = cal_ql.ReplayBuffer.__init__
 
     def tagged(self, columns, capacity, device):
-        make(self, columns | {"rewards": columns["rewards"] + 100}, capacity, device)  # offline rows only
+        make(
+            self, columns | {"rewards": columns["rewards"] + 100}, capacity, device
+        )  # offline rows only
 
     monkeypatch.setattr(cal_ql.Agent, "update", recording)
     monkeypatch.setattr(cal_ql.ReplayBuffer, "__init__", tagged)
     monkeypatch.setattr(cal_ql.ReplayBuffer, "add", adding)
-    folder = run("--run-name", "run", "--offline-ratio", str(ratio), "--reward-scale", "2", "--reward-bias", "0.5")
-    lengths = [int(float(row["online/episode_length"])) for row in rows(folder) if row["online/episode_length"]]
+    folder = run(
+        "--run-name",
+        "run",
+        "--offline-ratio",
+        str(ratio),
+        "--reward-scale",
+        "2",
+        "--reward-bias",
+        "0.5",
+    )
+    lengths = [
+        int(float(row["online/episode_length"]))
+        for row in rows(folder)
+        if row["online/episode_length"]
+    ]
     assert seen[:60] == [0] * 60
-    assert seen[60:] == [16 - round(16 * ratio)] * (90 - lengths[0])  # the first episode: nothing to learn from yet
+    assert seen[60:] == [16 - round(16 * ratio)] * (
+        90 - lengths[0]
+    )  # the first episode: nothing to learn from yet
     assert len(added) == sum(lengths)
     expected = []
     for length in lengths:  # 1 a step, 0 for the last
@@ -482,21 +602,29 @@ def test_interrupted_and_resumed_is_the_same_run(monkeypatch, updates):
     halves = run("--resume", "runs/halves/latest.pt")
     for name in ("eval.csv", "metrics.csv"):
         assert (whole / name).read_bytes() == (halves / name).read_bytes()
-    state, again = (torch.load(folder / "latest.pt", weights_only=True) for folder in (whole, halves))
+    state, again = (
+        torch.load(folder / "latest.pt", weights_only=True) for folder in (whole, halves)
+    )
     assert all(torch.equal(tensor, again["agent"][name]) for name, tensor in state["agent"].items())
     moments = [x["exp_avg"] for x in state["optimizer"]["state"].values()]
-    assert all(torch.equal(x, y["exp_avg"]) for x, y in zip(moments, again["optimizer"]["state"].values()))
+    assert all(
+        torch.equal(x, y["exp_avg"]) for x, y in zip(moments, again["optimizer"]["state"].values())
+    )
 
 
 def test_the_switch_changes_no_tensor():
     pendulum()
     first = run("--run-name", "first", "--online-steps", "0", "--lagrange")
-    offline, latest = (torch.load(first / name, weights_only=True) for name in ("offline.pt", "latest.pt"))
-    assert all(torch.equal(tensor, latest["agent"][name]) for name, tensor in offline["agent"].items())
-    assert {"log_alpha", "log_multiplier"} <= set(offline["agent"])
-    assert len(offline["optimizer"]["state"]) == len(offline["optimizer"]["param_groups"][0]["params"]) + len(
-        offline["optimizer"]["param_groups"][1]["params"]
+    offline, latest = (
+        torch.load(first / name, weights_only=True) for name in ("offline.pt", "latest.pt")
     )
+    assert all(
+        torch.equal(tensor, latest["agent"][name]) for name, tensor in offline["agent"].items()
+    )
+    assert {"log_alpha", "log_multiplier"} <= set(offline["agent"])
+    assert len(offline["optimizer"]["state"]) == len(
+        offline["optimizer"]["param_groups"][0]["params"]
+    ) + len(offline["optimizer"]["param_groups"][1]["params"])
 
 
 def test_moments_and_calibration_go_on_across_the_switch(monkeypatch):
@@ -504,7 +632,10 @@ def test_moments_and_calibration_go_on_across_the_switch(monkeypatch):
     seen, update = [], cal_ql.Agent.update
 
     def updating(self, batch):
-        before = [{k: v.clone() for k, v in moments.items()} for moments in self.optimizer.state_dict()["state"].values()]
+        before = [
+            {k: v.clone() for k, v in moments.items()}
+            for moments in self.optimizer.state_dict()["state"].values()
+        ]
         state = torch.get_rng_state()
         gap = self.critic_loss(batch | {"mc_returns": torch.full((16,), 1e6)})[1]["cql_gap"].item()
         torch.set_rng_state(state)
@@ -517,19 +648,34 @@ def test_moments_and_calibration_go_on_across_the_switch(monkeypatch):
     offline = torch.load(folder / "offline.pt", weights_only=True)["optimizer"]["state"].values()
     for before, _ in (seen[60], seen[first]):  # each run's first update online
         for moments, kept in zip(before, offline, strict=True):
-            assert all(torch.equal(moments[name], kept[name]) for name in ("exp_avg", "exp_avg_sq", "step"))
-    assert all(gap > 9e5 for _, gap in seen)  # a return so high lifts the policy's values, online too
+            assert all(
+                torch.equal(moments[name], kept[name]) for name in ("exp_avg", "exp_avg_sq", "step")
+            )
+    assert all(
+        gap > 9e5 for _, gap in seen
+    )  # a return so high lifts the policy's values, online too
     assert (again / "summary.json").exists()
 
 
 def test_compiled_losses_and_gradients_are_the_same(monkeypatch):
-    monkeypatch.setattr(torch._inductor.config, "fallback_random", True)  # the random numbers of the eager run
+    monkeypatch.setattr(
+        torch._inductor.config, "fallback_random", True
+    )  # the random numbers of the eager run
     results = []
     for agent in (make_agent(layer_norm=True), make_agent(layer_norm=True, compile=True)):
         torch.manual_seed(1)
-        (critic_loss, metrics), (actor_loss, more) = agent.critic_loss(make_batch()), agent.actor_loss(make_batch())
+        (critic_loss, metrics), (actor_loss, more) = (
+            agent.critic_loss(make_batch()),
+            agent.actor_loss(make_batch()),
+        )
         (critic_loss + actor_loss).backward()
-        results.append([*metrics.values(), *more.values(), *(p.grad for p in agent.parameters() if p.grad is not None)])
+        results.append(
+            [
+                *metrics.values(),
+                *more.values(),
+                *(p.grad for p in agent.parameters() if p.grad is not None),
+            ]
+        )
     assert len(results[0]) == len(results[1]) > 20
     for one, other in zip(*results):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-5)
@@ -538,11 +684,18 @@ def test_compiled_losses_and_gradients_are_the_same(monkeypatch):
 def test_two_armed_bandit():
     """Reward 1 for actions above 0, data from both arms: the policy takes the good one, and Q stays near the returns."""
     torch.manual_seed(0)
-    args = dataclasses.replace(cal_ql.Args(), compile=False, hidden=32, actor_lr=3e-3, critic_lr=3e-3, cql_alpha=0.1)
+    args = dataclasses.replace(
+        cal_ql.Args(), compile=False, hidden=32, actor_lr=3e-3, critic_lr=3e-3, cql_alpha=0.1
+    )
     agent = cal_ql.Agent(1, 1, args, torch.device("cpu"))
     actions = 2 * torch.rand(512, 1) - 1
     rewards = (actions[:, 0] > 0).float()
-    batch = {"obs": torch.zeros(512, 1), "actions": actions, "rewards": rewards, "next_obs": torch.zeros(512, 1)}
+    batch = {
+        "obs": torch.zeros(512, 1),
+        "actions": actions,
+        "rewards": rewards,
+        "next_obs": torch.zeros(512, 1),
+    }
     batch |= {"terminations": torch.ones(512), "mc_returns": rewards}
     for _ in range(300):
         metrics = agent.update(batch)
@@ -553,9 +706,19 @@ def test_two_armed_bandit():
 def test_paper_settings_name_real_arguments():
     fields = {field.name for field in dataclasses.fields(cal_ql.Args)}
     assert all(settings.keys() <= fields for settings in cal_ql.PAPER_SETTINGS.values())
-    antmaze, kitchen, door = (cal_ql.PAPER_SETTINGS[family] for family in ("antmaze", "kitchen", "door"))
-    assert (antmaze["reward_scale"], antmaze["reward_bias"], antmaze["critic_layers"]) == (10, -5, 4)
-    assert (kitchen["offline_ratio"], kitchen["importance_sampling"], kitchen["hidden"]) == (0.25, False, 512)
+    antmaze, kitchen, door = (
+        cal_ql.PAPER_SETTINGS[family] for family in ("antmaze", "kitchen", "door")
+    )
+    assert (antmaze["reward_scale"], antmaze["reward_bias"], antmaze["critic_layers"]) == (
+        10,
+        -5,
+        4,
+    )
+    assert (kitchen["offline_ratio"], kitchen["importance_sampling"], kitchen["hidden"]) == (
+        0.25,
+        False,
+        512,
+    )
     assert (door["cql_alpha"], door["offline_steps"]) == (1, 20_000)
 
 
@@ -584,7 +747,19 @@ def test_checkpoints_of_the_other_family_are_refused(capsys):
     import iql
 
     pendulum()
-    iql.main(iql.parse_args(["--dataset-id", "test/pendulum/random-v0", *TINY, "--online-steps", "0", "--run-name", "iql"]))
+    iql.main(
+        iql.parse_args(
+            [
+                "--dataset-id",
+                "test/pendulum/random-v0",
+                *TINY,
+                "--online-steps",
+                "0",
+                "--run-name",
+                "iql",
+            ]
+        )
+    )
     with pytest.raises(SystemExit):
         run("--run-name", "refused", "--offline-checkpoint", "runs/iql/offline.pt")
     assert "its networks is iql, not cql" in capsys.readouterr().err

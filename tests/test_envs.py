@@ -40,10 +40,14 @@ def test_family(family, capfd):
         obs, reward, *_ = env.step(actions[-1])
         observations.append(obs)
         rewards.append(reward)
-    recorded = episode(0, column(env.observation_space, observations), np.array(actions), rewards, False)
+    recorded = episode(
+        0, column(env.observation_space, observations), np.array(actions), rewards, False
+    )
     dataset_id = make_dataset(f"test/{family}/random-v0", [recorded], env.spec)
     capfd.readouterr()
-    args = dataclasses.replace(iql.Args(), dataset_id=dataset_id, batch_size=2, **iql.PAPER_SETTINGS[family])
+    args = dataclasses.replace(
+        iql.Args(), dataset_id=dataset_id, batch_size=2, **iql.PAPER_SETTINGS[family]
+    )
     iql.set_up(args)
     columns, _, task, _ = iql.load_data(args)
     wrapped = iql.make_env(task, columns, args)

@@ -29,8 +29,15 @@ def make_agent(args, seed=0):
 
 def make_batch(seed=1, size=B):
     rng = np.random.default_rng(seed)
-    batch = {"obs": rng.normal(size=(size, OBS)), "actions": rng.uniform(-1, 1, (size, ACT)), "rewards": rng.normal(size=size)}
-    batch |= {"next_obs": rng.normal(size=(size, OBS)), "terminations": (rng.random(size) < 0.3).astype(float)}
+    batch = {
+        "obs": rng.normal(size=(size, OBS)),
+        "actions": rng.uniform(-1, 1, (size, ACT)),
+        "rewards": rng.normal(size=size),
+    }
+    batch |= {
+        "next_obs": rng.normal(size=(size, OBS)),
+        "terminations": (rng.random(size) < 0.3).astype(float),
+    }
     return {name: torch.tensor(column, dtype=torch.float32) for name, column in batch.items()}
 
 
@@ -44,22 +51,35 @@ def numpy_mlp(weights, biases, x):
 def numpy_losses(agent, batch, args):
     """The three losses from the equations alone, in float64."""
     p = {name: tensor.numpy().astype(np.float64) for name, tensor in agent.state_dict().items()}
-    obs, actions, rewards, next_obs, done = (batch[name].numpy().astype(np.float64) for name in batch)
+    obs, actions, rewards, next_obs, done = (
+        batch[name].numpy().astype(np.float64) for name in batch
+    )
 
     def single(name, x):
-        return numpy_mlp([p[f"{name}.{i}.weight"].T for i in (0, 2, 4)], [p[f"{name}.{i}.bias"] for i in (0, 2, 4)], x)
+        return numpy_mlp(
+            [p[f"{name}.{i}.weight"].T for i in (0, 2, 4)],
+            [p[f"{name}.{i}.bias"] for i in (0, 2, 4)],
+            x,
+        )
 
     def critics(name):
         x = np.concatenate([obs, actions], 1)
-        weights, biases = ([p[f"{name}.{kind}.{i}"] for i in range(3)] for kind in ("weights", "biases"))
-        members = [numpy_mlp([w[e] for w in weights], [b[e] for b in biases], x)[:, 0] for e in range(len(weights[0]))]
+        weights, biases = (
+            [p[f"{name}.{kind}.{i}"] for i in range(3)] for kind in ("weights", "biases")
+        )
+        members = [
+            numpy_mlp([w[e] for w in weights], [b[e] for b in biases], x)[:, 0]
+            for e in range(len(weights[0]))
+        ]
         return np.stack(members)
 
     value, next_value = single("value", obs)[:, 0], single("value", next_obs)[:, 0]
     u = critics("critic_target").min(0) - value
     value_loss = np.mean(np.abs(args.expectile - (u < 0)) * u**2)
     mean, log_std = np.tanh(single("actor.mean", obs)), np.clip(p["actor.log_std"], -5, 2)
-    density = np.exp(-0.5 * ((actions - mean) / np.exp(log_std)) ** 2) / (np.exp(log_std) * np.sqrt(2 * np.pi))
+    density = np.exp(-0.5 * ((actions - mean) / np.exp(log_std)) ** 2) / (
+        np.exp(log_std) * np.sqrt(2 * np.pi)
+    )
     actor_loss = -np.mean(np.minimum(np.exp(args.beta * u), 100) * np.log(density).sum(1))
     target = rewards + args.gamma * np.where(done == 1, 0, next_value)
     critic_loss = sum(np.mean((target - q) ** 2) for q in critics("critic"))
@@ -82,8 +102,16 @@ def test_each_loss_moves_its_own_network_only(args):
     agent, batch = make_agent(args), make_batch()
     agent.loss(batch)[0].backward()
     assert all(p.grad is None for p in agent.critic_target.parameters())
-    pairs = {"value.4.bias": "value_loss", "actor.mean.4.bias": "actor_loss", "actor.log_std": "actor_loss"}
-    pairs |= {"critic.biases.2": "critic_loss", "critic.weights.1": "critic_loss", "value.2.weight": "value_loss"}
+    pairs = {
+        "value.4.bias": "value_loss",
+        "actor.mean.4.bias": "actor_loss",
+        "actor.log_std": "actor_loss",
+    }
+    pairs |= {
+        "critic.biases.2": "critic_loss",
+        "critic.weights.1": "critic_loss",
+        "value.2.weight": "value_loss",
+    }
     frozen = make_agent(args)  # same numbers: V(s') inside the target stays while V moves
     for name, loss in pairs.items():
         parameter, state = dict(agent.named_parameters())[name], frozen.state_dict()
@@ -111,7 +139,11 @@ def test_expectile_of_a_coin_is_tau(args):
         losses = []
         grid = np.linspace(0, 1, 101)
         for v in grid:
-            stub(agent, critic_target=lambda o, a: coin[None], value=lambda o, v=v: torch.full((len(o), 1), float(v)))
+            stub(
+                agent,
+                critic_target=lambda o, a: coin[None],
+                value=lambda o, v=v: torch.full((len(o), 1), float(v)),
+            )
             losses.append(agent.loss(batch)[1]["value_loss"].item())
         assert grid[int(np.argmin(losses))] == pytest.approx(expectile, abs=1e-9)
 
@@ -120,7 +152,11 @@ def test_expectile_of_a_coin_is_tau(args):
 def test_advantage_weight(args, advantage, weight):
     args.beta = 3.0
     agent, batch = make_agent(args), make_batch()
-    stub(agent, critic_target=lambda o, a: torch.full((2, B), advantage), value=lambda o: torch.zeros(len(o), 1))
+    stub(
+        agent,
+        critic_target=lambda o, a: torch.full((2, B), advantage),
+        value=lambda o: torch.zeros(len(o), 1),
+    )
     assert agent.loss(batch)[1]["weight"].item() == pytest.approx(weight, rel=1e-5)
 
 
@@ -168,15 +204,21 @@ def test_update_steps_every_network_and_lets_the_target_follow(args):
     agent.update(batch)
     after = agent.state_dict()
     assert all(not torch.equal(before[name], after[name]) for name in before)
-    assert all(p.is_leaf and not p.requires_grad for p in agent.critic_target.parameters())  # no graph grows behind it
+    assert all(
+        p.is_leaf and not p.requires_grad for p in agent.critic_target.parameters()
+    )  # no graph grows behind it
     for name in ("weights.1", "biases.2"):
-        expected = (1 - args.tau) * before[f"critic_target.{name}"] + args.tau * after[f"critic.{name}"]
+        expected = (1 - args.tau) * before[f"critic_target.{name}"] + args.tau * after[
+            f"critic.{name}"
+        ]
         assert torch.allclose(after[f"critic_target.{name}"], expected, atol=1e-7)
 
 
 def test_compiled_loss_is_the_same(args):
     agent, batch = make_agent(args), make_batch()
-    compiled = torch.compile(agent.loss, backend="aot_eager")  # the whole graph, without a C++ compiler
+    compiled = torch.compile(
+        agent.loss, backend="aot_eager"
+    )  # the whole graph, without a C++ compiler
     for eager, other in zip(agent.loss(batch)[1].values(), compiled(batch)[1].values()):
         assert torch.allclose(eager, other, rtol=1e-5)
 
@@ -185,8 +227,14 @@ def test_two_armed_bandit(args):
     """One step, no future: a large beta finds the better arm, beta 0 clones the uniform behaviour."""
     rng = np.random.default_rng(0)
     arms = rng.choice([-0.5, 0.5], size=(256, 1))
-    batch = {"obs": torch.ones(256, 3), "actions": torch.tensor(arms, dtype=torch.float32).repeat(1, 2)}
-    batch |= {"rewards": torch.tensor(arms[:, 0] > 0, dtype=torch.float32), "next_obs": torch.ones(256, 3)}
+    batch = {
+        "obs": torch.ones(256, 3),
+        "actions": torch.tensor(arms, dtype=torch.float32).repeat(1, 2),
+    }
+    batch |= {
+        "rewards": torch.tensor(arms[:, 0] > 0, dtype=torch.float32),
+        "next_obs": torch.ones(256, 3),
+    }
     batch |= {"terminations": torch.ones(256)}
     means = {}
     for beta in (0.0, 10.0):
@@ -201,7 +249,9 @@ def test_two_armed_bandit(args):
 
 
 def test_return_scale():
-    assert iql.return_scale(np.array([-4.0, -6.0, 90.0], np.float32), np.array([2, 3])) == pytest.approx(10)
+    assert iql.return_scale(
+        np.array([-4.0, -6.0, 90.0], np.float32), np.array([2, 3])
+    ) == pytest.approx(10)
     with pytest.raises(SystemExit):
         iql.return_scale(np.ones(4, np.float32), np.array([2, 4]))
 
@@ -214,10 +264,21 @@ def test_actor_learning_rate_follows_the_cosine_and_comes_back(monkeypatch):
         return update(self, batch)
 
     monkeypatch.setattr(iql.Agent, "update", recording)
-    run("--dataset-id", pendulum(), *TINY, "--offline-steps", 8, "--online-steps", 2, "--actor-lr-decay")
+    run(
+        "--dataset-id",
+        pendulum(),
+        *TINY,
+        "--offline-steps",
+        8,
+        "--online-steps",
+        2,
+        "--actor-lr-decay",
+    )
     actor = [rate[0] for rate in rates]
     assert actor[0] == 3e-4
-    assert [actor[2], actor[4], actor[6]] == pytest.approx([2.56066e-4, 1.5e-4, 4.3934e-5], rel=1e-4)
+    assert [actor[2], actor[4], actor[6]] == pytest.approx(
+        [2.56066e-4, 1.5e-4, 4.3934e-5], rel=1e-4
+    )
     assert actor[8:] == [3e-4, 3e-4]
     assert all(rate[1:] == [3e-4] for rate in rates)
 
@@ -226,8 +287,19 @@ def test_paper_settings_name_real_arguments():
     names = {field.name for field in dataclasses.fields(iql.Args)}
     assert all(set(settings) <= names for settings in iql.PAPER_SETTINGS.values())
     antmaze = iql.parse_args(["--dataset-id", "D4RL/antmaze/umaze-v1"])
-    assert (antmaze.expectile, antmaze.beta, antmaze.reward_bias, antmaze.offline_steps) == (0.9, 10.0, -1.0, 1_000_000)
-    flags = iql.parse_args(["--dataset-id", "D4RL/antmaze/umaze-v1", "--beta", "3", "--offline-steps", "7"])
+    assert (antmaze.expectile, antmaze.beta, antmaze.reward_bias, antmaze.offline_steps) == (
+        0.9,
+        10.0,
+        -1.0,
+        1_000_000,
+    )
+    flags = iql.parse_args(
+        ["--dataset-id", "D4RL/antmaze/umaze-v1", "--beta", "3", "--offline-steps", "7"]
+    )
     assert (flags.expectile, flags.beta, flags.offline_steps) == (0.9, 3.0, 7)
     default = iql.parse_args([])
-    assert (default.offline_steps, default.online_steps, default.normalize_returns) == (100_000, 50_000, True)
+    assert (default.offline_steps, default.online_steps, default.normalize_returns) == (
+        100_000,
+        50_000,
+        True,
+    )

@@ -37,9 +37,32 @@ def feed(gate, returns, guide_share=0.5):
 def test_horizons_of_the_stages():
     gate = make_gate()
     stages = [setattr(gate, "stage", k) or gate.horizons() for k in range(11)]
-    assert stages == [[math.inf], [900], [800], [700], [600], [500], [400], [300], [200], [100], [0]]
+    assert stages == [
+        [math.inf],
+        [900],
+        [800],
+        [700],
+        [600],
+        [500],
+        [400],
+        [300],
+        [200],
+        [100],
+        [0],
+    ]
     drawn = make_gate(schedule="random", guide=[(1.0, 300, True), (0.0, 600, False)]).horizons()
-    assert drawn == [270, 240, 210, 180, 150, 120, 90, 60, 30, 0]  # the unsolved episode does not count
+    assert drawn == [
+        270,
+        240,
+        210,
+        180,
+        150,
+        120,
+        90,
+        60,
+        30,
+        0,
+    ]  # the unsolved episode does not count
     assert make_gate(guide=[(0.0, 600, False)] * 3).horizons() == [540]
     assert make_gate(stage=10, guide=(), schedule="direct").horizons() == [0]
 
@@ -49,7 +72,11 @@ CERTAIN = {"min_episodes": 3, "z_advance": 1.0, "z_retreat": 1.0}
 
 @pytest.mark.parametrize(
     "returns, lower, upper, verdict",
-    [([96, 97, 95], 95.42, 96.58, 1), ([90, 100, 98], 92.94, 99.06, 0), ([60, 70, 65], 62.11, 67.89, -1)],
+    [
+        ([96, 97, 95], 95.42, 96.58, 1),
+        ([90, 100, 98], 92.94, 99.06, 0),
+        ([60, 70, 65], 62.11, 67.89, -1),
+    ],
 )
 def test_gate_on_returns_with_a_spread(returns, lower, upper, verdict):
     gate = make_gate(stage=2, guide=[(100.0, 1000, False)] * 4, **CERTAIN)
@@ -59,12 +86,22 @@ def test_gate_on_returns_with_a_spread(returns, lower, upper, verdict):
     assert logged["online/gate_estimate"] == pytest.approx(np.mean(returns))
     assert logged["online/gate_lower"] == pytest.approx(lower, abs=0.01)
     assert logged["online/gate_upper"] == pytest.approx(upper, abs=0.01)
-    assert (logged["online/gate_threshold"], logged["online/gate_verdict"], gate.stage) == (95, verdict, 2 + verdict)
+    assert (logged["online/gate_threshold"], logged["online/gate_verdict"], gate.stage) == (
+        95,
+        verdict,
+        2 + verdict,
+    )
     assert (gate.returns, gate.acted) == (([], 0) if verdict else (returns, 3))
 
 
 def test_gate_without_a_margin_advances_earlier():
-    assert feed(make_gate(guide=[(100.0, 1000, False)] * 4, **(CERTAIN | {"z_advance": 0.0})), [90, 100, 98]) == 1
+    assert (
+        feed(
+            make_gate(guide=[(100.0, 1000, False)] * 4, **(CERTAIN | {"z_advance": 0.0})),
+            [90, 100, 98],
+        )
+        == 1
+    )
 
 
 def test_the_error_of_the_guides_mean_counts():
@@ -75,13 +112,20 @@ def test_the_error_of_the_guides_mean_counts():
 
 
 def test_tolerance_is_a_share_of_the_lead_over_a_random_policy():
-    for guide, random_return, threshold in ((100.0, 20.0, 96.0), (-100.0, -300.0, -110.0), (50.0, 0.0, 47.5)):
+    for guide, random_return, threshold in (
+        (100.0, 20.0, 96.0),
+        (-100.0, -300.0, -110.0),
+        (50.0, 0.0, 47.5),
+    ):
         gate = make_gate(guide=[(guide, 9, False)] * 2, random_return=random_return)
         gate.returns = [1.5, 2.0]
         assert gate.bounds()[2] == pytest.approx(threshold)
 
 
-@pytest.mark.parametrize("ones, lower, upper, verdict", [(9, 0.766, 0.961, 1), (6, 0.443, 0.739, -1), (2, 0.104, 0.351, -1)])
+@pytest.mark.parametrize(
+    "ones, lower, upper, verdict",
+    [(9, 0.766, 0.961, 1), (6, 0.443, 0.739, -1), (2, 0.104, 0.351, -1)],
+)
 def test_wilson_bounds_for_returns_of_0_or_1(ones, lower, upper, verdict):
     guide = [(1.0, 100, True)] * 16 + [(0.0, 600, False)] * 4  # 0.8
     gate = make_gate(guide=guide, min_episodes=10, window=20, z_advance=1.0, z_retreat=1.0)
@@ -136,7 +180,10 @@ def test_a_worthless_learner_is_held_back():
     assert np.mean(np.array(stages) <= 2) > 0.99
 
 
-@pytest.mark.parametrize("average, best, stage", [(76.0, 80.0, 2), (75.9, 80.0, 1), (-105.0, -100.0, 2), (-105.1, -100.0, 1)])
+@pytest.mark.parametrize(
+    "average, best, stage",
+    [(76.0, 80.0, 2), (75.9, 80.0, 1), (-105.0, -100.0, 2), (-105.1, -100.0, 1)],
+)
 def test_curriculum(average, best, stage):
     gate = make_gate(schedule="curriculum")
     gate.best = best
@@ -181,14 +228,23 @@ def test_batches_hold_the_share_and_only_the_newest():
 
 def make_agent(**settings):
     torch.manual_seed(0)
-    args = dataclasses.replace(jsrl.Args(), compile=False, beta=2.0, gamma=0.9, expectile=0.8, **settings)
+    args = dataclasses.replace(
+        jsrl.Args(), compile=False, beta=2.0, gamma=0.9, expectile=0.8, **settings
+    )
     return jsrl.Agent(OBS, ACT, args, torch.device("cpu"))
 
 
 def make_batch():
     rng = np.random.default_rng(1)
-    batch = {"obs": rng.normal(size=(B, OBS)), "actions": rng.uniform(-1, 1, (B, ACT)), "rewards": rng.normal(size=B)}
-    batch |= {"next_obs": rng.normal(size=(B, OBS)), "terminations": (rng.random(B) < 0.3).astype(float)}
+    batch = {
+        "obs": rng.normal(size=(B, OBS)),
+        "actions": rng.uniform(-1, 1, (B, ACT)),
+        "rewards": rng.normal(size=B),
+    }
+    batch |= {
+        "next_obs": rng.normal(size=(B, OBS)),
+        "terminations": (rng.random(B) < 0.3).astype(float),
+    }
     return {name: torch.tensor(column, dtype=torch.float32) for name, column in batch.items()}
 
 
@@ -212,8 +268,14 @@ def test_the_switch(init):
     agent.update(batch)
     critic = agent.critic.weights[0].clone()
     agent.jump_start(7.0)
-    assert same(agent.guide, agent.actor) == (init == "warm") == torch.equal(critic, agent.critic.weights[0])
-    assert same(agent.critic, agent.critic_target) == (init == "cold") == (not agent.optimizer.state)
+    assert (
+        same(agent.guide, agent.actor)
+        == (init == "warm")
+        == torch.equal(critic, agent.critic.weights[0])
+    )
+    assert (
+        same(agent.critic, agent.critic_target) == (init == "cold") == (not agent.optimizer.state)
+    )
     assert (agent.gate.stage, agent.gate.random_return) == (0, 7)
 
 
@@ -249,7 +311,12 @@ def test_who_acts_what_is_frozen_and_what_the_gate_is_told(monkeypatch, schedule
     """One whole run per schedule, with every online action, update and gate input recorded."""
     pendulum()
     acted, updates, told, begun = [], [], [], []
-    act, update, after, start = jsrl.Agent.act, jsrl.Agent.update, jsrl.Gate.after_episode, jsrl.Agent.jump_start
+    act, update, after, start = (
+        jsrl.Agent.act,
+        jsrl.Agent.update,
+        jsrl.Gate.after_episode,
+        jsrl.Agent.jump_start,
+    )
 
     def acting(self, obs, deterministic, guided=False):
         if not deterministic:
@@ -264,7 +331,9 @@ def test_who_acts_what_is_frozen_and_what_the_gate_is_told(monkeypatch, schedule
         return metrics
 
     def telling(self, stats, solved, guide_share):
-        h = self.horizons() if schedule in ("automatic", "direct") else None  # the others may have moved since
+        h = (
+            self.horizons() if schedule in ("automatic", "direct") else None
+        )  # the others may have moved since
         told.append((float(stats["r"]), int(stats["l"]), guide_share, h, list(acted)))
         acted.clear()
         return after(self, stats, solved, guide_share)
@@ -283,7 +352,9 @@ def test_who_acts_what_is_frozen_and_what_the_gate_is_told(monkeypatch, schedule
 
     assert len(told) > 6
     for number, (value, length, share, horizons, guided) in enumerate(told):
-        assert value == length - 1  # this task pays 1 a step but for the last: the gate sees raw returns
+        assert (
+            value == length - 1
+        )  # this task pays 1 a step but for the last: the gate sees raw returns
         assert len(guided) == length
         assert sum(guided) == share * length
         assert guided == sorted(guided, reverse=True)  # first the guide, then the learner
@@ -293,8 +364,12 @@ def test_who_acts_what_is_frozen_and_what_the_gate_is_told(monkeypatch, schedule
     assert sum(not all(guided) for *_, guided in told) >= 3
     online = [(train, equal) for after_switch, train, equal in updates if after_switch]
     assert len(online) == 90 - 15  # from the 16th step on there is a batch
-    calibrating = [] if schedule == "direct" else range(sum(length for _, length, *_ in told[:3]) - 15)
-    assert [train for train, _ in online] == [False] * len(calibrating) + [True] * (75 - len(calibrating))
+    calibrating = (
+        [] if schedule == "direct" else range(sum(length for _, length, *_ in told[:3]) - 15)
+    )
+    assert [train for train, _ in online] == [False] * len(calibrating) + [True] * (
+        75 - len(calibrating)
+    )
     if init == "warm":
         assert [equal for _, equal in online] == [not train for train, _ in online]
     policies = {row["policy"] for row in rows(folder, "eval.csv") if int(row["step"]) > 0}
@@ -308,7 +383,9 @@ def test_who_acts_what_is_frozen_and_what_the_gate_is_told(monkeypatch, schedule
 
 def test_the_mixture_in_evaluation():
     calls = []
-    agent = SimpleNamespace(act=lambda obs, deterministic, guided: calls.append(guided) or torch.zeros(1))
+    agent = SimpleNamespace(
+        act=lambda obs, deterministic, guided: calls.append(guided) or torch.zeros(1)
+    )
     env = gym.wrappers.RecordEpisodeStatistics(gym.make("Pendulum-v1", max_episode_steps=5))
     env.episode_count = 3  # earlier evaluations do not matter
     act = jsrl.mixture(agent, env, [math.inf, 2, 0])
@@ -340,22 +417,54 @@ def test_interrupted_and_resumed_is_the_same_run(monkeypatch, schedule, updates)
     halves = run("--resume", "runs/halves/latest.pt")
     for name in ("eval.csv", "metrics.csv"):
         assert (whole / name).read_bytes() == (halves / name).read_bytes()
-    state, again = (torch.load(folder / "latest.pt", weights_only=True)["agent"] for folder in (whole, halves))
+    state, again = (
+        torch.load(folder / "latest.pt", weights_only=True)["agent"] for folder in (whole, halves)
+    )
     assert state.pop("_extra_state") == again.pop("_extra_state")
     assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
 
 
 def test_offline_checkpoints_of_iql_and_jsrl_finetune_serve_each_other(capsys):
     pendulum()
-    iql.main(iql.parse_args(["--dataset-id", "test/pendulum/random-v0", *TINY, "--online-steps", "0", "--run-name", "iql"]))
+    iql.main(
+        iql.parse_args(
+            [
+                "--dataset-id",
+                "test/pendulum/random-v0",
+                *TINY,
+                "--online-steps",
+                "0",
+                "--run-name",
+                "iql",
+            ]
+        )
+    )
     tuned = run("--offline-checkpoint", "runs/iql/offline.pt", "--run-name", "tuned")
     start = torch.load("runs/iql/offline.pt", weights_only=True)["agent"]
     final = torch.load(tuned / "latest.pt", weights_only=True)["agent"]
-    assert all(torch.equal(final[name.replace("actor.", "guide.", 1)], start[name]) for name in start if "actor." in name)
-    direct = run("--offline-checkpoint", str(tuned / "offline.pt"), "--run-name", "direct", "--schedule", "direct")
-    assert {row["online/stage"] for row in rows(direct)} == {"", "10"}  # the gate of the older run is not taken over
+    assert all(
+        torch.equal(final[name.replace("actor.", "guide.", 1)], start[name])
+        for name in start
+        if "actor." in name
+    )
+    direct = run(
+        "--offline-checkpoint",
+        str(tuned / "offline.pt"),
+        "--run-name",
+        "direct",
+        "--schedule",
+        "direct",
+    )
+    assert {row["online/stage"] for row in rows(direct)} == {
+        "",
+        "10",
+    }  # the gate of the older run is not taken over
     flags = ["--dataset-id", "test/pendulum/random-v0", *TINY, "--run-name", "back"]
-    iql.main(iql.parse_args([*flags, "--offline-checkpoint", str(tuned / "offline.pt"), "--online-steps", "30"]))
+    iql.main(
+        iql.parse_args(
+            [*flags, "--offline-checkpoint", str(tuned / "offline.pt"), "--online-steps", "30"]
+        )
+    )
     for flags, words in (
         (["--stages", "0"], "--stages must be at least 1"),
         (["--calibration-episodes", "1"], "--calibration-episodes must be at least 2"),

@@ -27,16 +27,24 @@ def recorded(steps, terminated, number=0, **kwargs):
 
 
 def load(dataset_id, **settings):
-    return iql.load_data(dataclasses.replace(iql.Args(), dataset_id=dataset_id, batch_size=1, **settings))
+    return iql.load_data(
+        dataclasses.replace(iql.Args(), dataset_id=dataset_id, batch_size=1, **settings)
+    )
 
 
 def test_truncated_and_terminated_episodes_of_unequal_length():
-    columns, ends, task, _ = load(make_dataset("test/a/a-v0", [recorded(3, True), recorded(2, False, 1), recorded(1, True, 2)]))
+    columns, ends, task, _ = load(
+        make_dataset(
+            "test/a/a-v0", [recorded(3, True), recorded(2, False, 1), recorded(1, True, 2)]
+        )
+    )
     assert ends.tolist() == [3, 5, 6]
     assert columns["terminations"].tolist() == [0, 0, 1, 0, 0, 1]
     assert columns["rewards"].tolist() == [1, 2, 3, 1, 2, 1]
     assert np.array_equal(columns["obs"][3:5], numbers(2)[:2])
-    assert np.array_equal(columns["next_obs"][3:5], numbers(2)[1:])  # the last step of a truncated episode is kept
+    assert np.array_equal(
+        columns["next_obs"][3:5], numbers(2)[1:]
+    )  # the last step of a truncated episode is kept
     assert task.id == TASK
     assert all(column.dtype == np.float32 for column in columns.values())
 
@@ -50,9 +58,14 @@ def test_targets_of_a_two_step_mdp():
     """Both episodes reward 1, 2; one ends in truth, the other by the clock: only the former loses its bootstrap."""
     columns, *_ = load(make_dataset("test/a/a-v0", [recorded(2, True), recorded(2, False, 1)]))
     buffer = iql.ReplayBuffer(columns, 0, torch.device("cpu"))
-    agent = iql.Agent(4, 1, dataclasses.replace(iql.Args(), gamma=0.5, compile=False), torch.device("cpu"))
+    agent = iql.Agent(
+        4, 1, dataclasses.replace(iql.Args(), gamma=0.5, compile=False), torch.device("cpu")
+    )
     parts = buffer.rows.split(buffer.widths, dim=1)
-    batch = {name: part if shape else part[:, 0] for (name, shape), part in zip(buffer.shapes.items(), parts)}
+    batch = {
+        name: part if shape else part[:, 0]
+        for (name, shape), part in zip(buffer.shapes.items(), parts)
+    }
     object.__setattr__(agent, "value", lambda obs: torch.full((len(obs), 1), 10.0))
     object.__setattr__(agent, "critic", lambda obs, actions: torch.zeros(1, len(obs)))
     expected = np.array([1 + 5, 2, 1 + 5, 2 + 5])
@@ -64,14 +77,22 @@ def test_targets_of_a_two_step_mdp():
     [
         VECTOR,
         Box(-1, 1, (2, 3), np.float32),
-        Dict({"observation": VECTOR, "achieved_goal": Box(-1, 1, (2,)), "desired_goal": Box(-1, 1, (2,))}),
+        Dict(
+            {
+                "observation": VECTOR,
+                "achieved_goal": Box(-1, 1, (2,)),
+                "desired_goal": Box(-1, 1, (2,)),
+            }
+        ),
         Dict({"b": Dict({"z": Box(-1, 1, (1,)), "a": Box(-1, 1, (3,))}), "a": VECTOR}),
     ],
 )
 def test_flatten_is_gymnasiums_flatten_for_one_and_for_many(space):
     space.seed(0)
     samples = [space.sample() for _ in range(3)]
-    expected = np.stack([gym.spaces.flatten(space, sample) for sample in samples]).astype(np.float32)
+    expected = np.stack([gym.spaces.flatten(space, sample) for sample in samples]).astype(
+        np.float32
+    )
 
     def column(sub, items):
         if isinstance(sub, Dict):
@@ -83,8 +104,18 @@ def test_flatten_is_gymnasiums_flatten_for_one_and_for_many(space):
 
 
 def test_nested_dict_observations_are_read():
-    space = Dict({"state": Dict({"velocity": Box(-np.inf, np.inf, (1,)), "angle": Box(-np.inf, np.inf, (2,))}), "goal": VECTOR})
-    observations = {"state": {"velocity": numbers(3, 1), "angle": numbers(3, 2, 100)}, "goal": numbers(3, 4, 200)}
+    space = Dict(
+        {
+            "state": Dict(
+                {"velocity": Box(-np.inf, np.inf, (1,)), "angle": Box(-np.inf, np.inf, (2,))}
+            ),
+            "goal": VECTOR,
+        }
+    )
+    observations = {
+        "state": {"velocity": numbers(3, 1), "angle": numbers(3, 2, 100)},
+        "goal": numbers(3, 4, 200),
+    }
     recording = episode(0, observations, np.zeros((3, 1), np.float32), np.ones(3), True)
     dataset = minari.load_dataset(make_dataset("test/n/n-v0", [recording], observation_space=space))
     columns, _ = iql.read_episodes(dataset, False)
@@ -112,7 +143,11 @@ def test_bundled_before_local(monkeypatch, tmp_path):
     assert iql.find_dataset("o2o/hopper/medium-v0").total_episodes == 2
 
 
-BUNDLED = [("o2o/hopper/medium-v0", 20, 75), ("o2o/halfcheetah/medium-v0", 20, 75), ("o2o/pointmaze/large-v0", 0, 5)]
+BUNDLED = [
+    ("o2o/hopper/medium-v0", 20, 75),
+    ("o2o/halfcheetah/medium-v0", 20, 75),
+    ("o2o/pointmaze/large-v0", 0, 5),
+]
 
 
 @pytest.mark.parametrize(("dataset_id", "low", "high"), BUNDLED)
@@ -133,7 +168,10 @@ def test_bundled_datasets(dataset_id, low, high):
 
 def test_references(capsys):
     random_and_expert = {"ref_min_score": 5.0, "ref_max_score": 1000.0}
-    assert load(make_dataset("test/a/a-v0", [recorded(3, True)], **random_and_expert))[3] == (5.0, 1000.0)
+    assert load(make_dataset("test/a/a-v0", [recorded(3, True)], **random_and_expert))[3] == (
+        5.0,
+        1000.0,
+    )
     assert load(make_dataset("test/hopper/a-v0", [recorded(3, True)]))[3] == (-20.272305, 3234.3)
     assert "D4RL v2" in capsys.readouterr().out
     assert load(make_dataset("test/b/b-v0", [recorded(3, True)]))[3] is None
@@ -148,7 +186,9 @@ def maze_metadata(train, evaluation):
     spec = json.loads(gym.spec("PointMaze_UMaze-v3").to_json())
     metadata = {}
     for key, maze in (("env_spec", train), ("eval_env_spec", evaluation)):
-        metadata[key] = json.dumps(spec | {"kwargs": spec["kwargs"] | {"maze_map": maze}, "max_episode_steps": 1_000_000})
+        metadata[key] = json.dumps(
+            spec | {"kwargs": spec["kwargs"] | {"maze_map": maze}, "max_episode_steps": 1_000_000}
+        )
     return metadata
 
 
@@ -162,11 +202,19 @@ def test_a_mirrored_evaluation_maze_is_mirrored_back():
     same = iql.task_of(maze_metadata(train, MAZE), iql.Args())
     assert same.kwargs["maze_map"] == MAZE
     with pytest.raises(SystemExit):
-        iql.task_of(maze_metadata(train, [[1] * 5, [1, 0, 0, 0, 1], [1, 0, 1, 1, 1], [1, 0, 1, 0, 1], [1] * 5]), iql.Args())
+        iql.task_of(
+            maze_metadata(
+                train, [[1] * 5, [1, 0, 0, 0, 1], [1, 0, 1, 1, 1], [1, 0, 1, 0, 1], [1] * 5]
+            ),
+            iql.Args(),
+        )
 
 
 def test_buffer_samples_everything_and_keeps_columns_together():
-    columns = {"obs": np.arange(12, dtype=np.float32).reshape(6, 2), "rewards": np.arange(6, dtype=np.float32)}
+    columns = {
+        "obs": np.arange(12, dtype=np.float32).reshape(6, 2),
+        "rewards": np.arange(6, dtype=np.float32),
+    }
     buffer = iql.ReplayBuffer(columns, 2, torch.device("cpu"))
     buffer.add(obs=np.array([12, 13], np.float32), rewards=6.0)
     batch = buffer.sample(1000)

@@ -19,7 +19,9 @@ OBS, ACT = 5, 2
 
 def make_agent(**settings):
     torch.manual_seed(0)
-    return o3f.Agent(OBS, ACT, dataclasses.replace(o3f.Args(), compile=False, **settings), torch.device("cpu"))
+    return o3f.Agent(
+        OBS, ACT, dataclasses.replace(o3f.Args(), compile=False, **settings), torch.device("cpu")
+    )
 
 
 class Ensemble(nn.Module):
@@ -49,7 +51,9 @@ def test_choice_against_numpy(omega):
     mean, log_std = agent.actor(torch.ones(OBS))
     center = (mean + log_std.exp() * torch.randn(ACT)).clamp(-1, 1).detach().numpy()
     candidates = np.clip(center + np.float32(0.2) * torch.randn(100, ACT).numpy(), -1, 1)
-    weights, biases = ([x.detach().numpy() for x in xs] for xs in (agent.critic.weights, agent.critic.biases))
+    weights, biases = (
+        [x.detach().numpy() for x in xs] for xs in (agent.critic.weights, agent.critic.biases)
+    )
     scores = []
     for candidate in candidates:
         q = []
@@ -67,7 +71,9 @@ def test_population_std():
     """Outputs 1, 2, 3, 4, 5 everywhere but at the right edge, where they agree on 3 + d: d decides at sqrt(2) = 1.41421."""
     for d, edge_wins in ((1.40, False), (1.43, True)):  # the sample's std would be 1.58114
         agent = make_agent(omega=1.0, sigma=2.0)
-        agent.critic = Ensemble(*(lambda x, i=i, d=d: torch.where(x[:, 0] == 1, 3.0 + d, float(i)) for i in range(1, 6)))
+        agent.critic = Ensemble(
+            *(lambda x, i=i, d=d: torch.where(x[:, 0] == 1, 3.0 + d, float(i)) for i in range(1, 6))
+        )
         assert (explore(agent)[0].item() == 1) == edge_wins
 
 
@@ -76,7 +82,9 @@ def test_omega_prefers_or_avoids_disagreement(omega, side):
     agent = make_agent(omega=omega)
     agent.critic = Ensemble(lambda x: x[:, 0] + 1, lambda x: -x[:, 0] - 1)  # mean 0, spread 1 + x
     chosen = explore(agent)[0].item()
-    assert chosen == (agent.critic.asked[:, 0].max() if side > 0 else agent.critic.asked[:, 0].min())
+    assert chosen == (
+        agent.critic.asked[:, 0].max() if side > 0 else agent.critic.asked[:, 0].min()
+    )
 
 
 def test_omega_means_nothing_to_identical_critics():
@@ -107,7 +115,9 @@ def test_without_noise_every_arm_is_the_policy():
     assert torch.equal(explore(agent), agent.act(torch.ones(OBS), deterministic=True))
 
 
-@pytest.mark.parametrize("count, gain", [(1, 0.0), (2, 0.5642), (10, 1.5388), (50, 2.2492), (100, 2.5077)])
+@pytest.mark.parametrize(
+    "count, gain", [(1, 0.0), (2, 0.5642), (10, 1.5388), (50, 2.2492), (100, 2.5077)]
+)
 def test_displacement_along_the_gradient(count, gain):
     """Q = g a: the best of N draws lies E[max of N normals] sigma further along g; across g nothing changes."""
     agent = make_agent(num_candidates=count, sigma=0.05, center="mean")
@@ -127,13 +137,18 @@ def test_scored_is_executed_is_stored(monkeypatch):
     pendulum()
     tried, made, stored, explore = [], [], [], o3f.Agent.explore
     monkeypatch.setattr(o3f, "LOG_EVERY", 10)
-    monkeypatch.setattr(o3f.Agent, "explore", lambda self, obs: (tried.append(explore(self, obs)), tried[-1])[1])
+    monkeypatch.setattr(
+        o3f.Agent, "explore", lambda self, obs: (tried.append(explore(self, obs)), tried[-1])[1]
+    )
     add, make_env = o3f.ReplayBuffer.add, o3f.make_env
 
     def making(*args, **kwargs):
         env = make_env(*args, **kwargs)
         made.append(([], env.step))
-        env.step = lambda action, record=made[-1]: (record[0].append(action.copy()), record[1](action))[1]
+        env.step = lambda action, record=made[-1]: (
+            record[0].append(action.copy()),
+            record[1](action),
+        )[1]
         return env
 
     def adding(self, **transition):
@@ -143,7 +158,11 @@ def test_scored_is_executed_is_stored(monkeypatch):
     monkeypatch.setattr(o3f, "make_env", making)
     monkeypatch.setattr(o3f.ReplayBuffer, "add", adding)
     updates, update = [], o3f.Agent.update
-    monkeypatch.setattr(o3f.Agent, "update", lambda self, batch: (updates.append(len(stored)), update(self, batch))[1])
+    monkeypatch.setattr(
+        o3f.Agent,
+        "update",
+        lambda self, batch: (updates.append(len(stored)), update(self, batch))[1],
+    )
     args = o3f.parse_args(["--dataset-id", "test/pendulum/random-v0", *TINY, "--run-name", "one"])
     columns, *_ = o3f.load_data(args)
     o3f.main(args)
@@ -153,7 +172,9 @@ def test_scored_is_executed_is_stored(monkeypatch):
         assert action.abs().max() <= 1
         assert np.array_equal(action.numpy(), env_action)
         assert np.array_equal(action.numpy(), kept)
-    assert updates == [0] * 60 + list(range(1, 91))  # one update per step, after the step's transition was added
+    assert updates == [0] * 60 + list(
+        range(1, 91)
+    )  # one update per step, after the step's transition was added
     assert stored[0][0] == len(columns["rewards"]) + 1
     assert o3f.parse_args(["--dataset-id", "x/antmaze/a-v0"]).sigma == 0.05
     assert o3f.parse_args(["--dataset-id", "x/hopper/a-v0"]).sigma == 0.2
@@ -183,7 +204,9 @@ def test_interrupted_and_resumed_is_the_same_run(monkeypatch):
     halves = run("--resume", "runs/halves/latest.pt")
     for name in ("eval.csv", "metrics.csv"):
         assert (whole / name).read_bytes() == (halves / name).read_bytes()
-    weights, again = (torch.load(folder / "latest.pt", weights_only=True)["agent"] for folder in (whole, halves))
+    weights, again = (
+        torch.load(folder / "latest.pt", weights_only=True)["agent"] for folder in (whole, halves)
+    )
     assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
 
 
@@ -193,7 +216,10 @@ def test_starts_from_an_iql_checkpoint_with_as_many_critics(capsys):
     for count in ("2", "5"):
         iql.main(iql.parse_args([*flags, f"iql{count}", "--num-critics", count]))
     tuned = run("--offline-checkpoint", "runs/iql5/offline.pt", "--run-name", "tuned")
-    weights, again = (torch.load(path / "offline.pt", weights_only=True)["agent"] for path in (Path("runs/iql5"), tuned))
+    weights, again = (
+        torch.load(path / "offline.pt", weights_only=True)["agent"]
+        for path in (Path("runs/iql5"), tuned)
+    )
     assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
     with pytest.raises(SystemExit):
         run("--offline-checkpoint", "runs/iql2/offline.pt", "--run-name", "refused")

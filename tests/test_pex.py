@@ -26,8 +26,15 @@ def make_agent(**settings):
 
 def make_batch():
     rng = np.random.default_rng(1)
-    batch = {"obs": rng.normal(size=(B, OBS)), "actions": rng.uniform(-1, 1, (B, ACT)), "rewards": rng.normal(size=B)}
-    batch |= {"next_obs": rng.normal(size=(B, OBS)), "terminations": (rng.random(B) < 0.3).astype(float)}
+    batch = {
+        "obs": rng.normal(size=(B, OBS)),
+        "actions": rng.uniform(-1, 1, (B, ACT)),
+        "rewards": rng.normal(size=B),
+    }
+    batch |= {
+        "next_obs": rng.normal(size=(B, OBS)),
+        "terminations": (rng.random(B) < 0.3).astype(float),
+    }
     return {name: torch.tensor(column, dtype=torch.float32) for name, column in batch.items()}
 
 
@@ -52,7 +59,10 @@ def set_policies(agent, offline, new):
             policy.log_std.fill_(-5.0)
 
 
-@pytest.mark.parametrize("temperature, gain, share", [(10, 0.1, 0.7311), (10, 0.0, 0.5), (0, 0.7, 0.5), (3, -0.2, 0.3543)])
+@pytest.mark.parametrize(
+    "temperature, gain, share",
+    [(10, 0.1, 0.7311), (10, 0.0, 0.5), (0, 0.7, 0.5), (3, -0.2, 0.3543)],
+)
 def test_gate_probabilities(temperature, gain, share):
     agent = make_agent(inverse_temperature=temperature)
     set_policies(agent, [0.0, 0.0], [0.5, 0.5])
@@ -70,7 +80,9 @@ def test_gate_draws_anew_for_every_observation_and_takes_the_lower_critic():
     set_policies(agent, [0.0, 0.0], [0.5, 0.5])
     drawn = agent.composite(torch.zeros(100, OBS), deterministic=False)[1]
     assert 20 < drawn.sum() < 80
-    agent.critic.forward = lambda obs, actions: torch.stack([actions[:, 0], -2 * actions[:, 0]])  # the minimum falls with a
+    agent.critic.forward = lambda obs, actions: torch.stack(
+        [actions[:, 0], -2 * actions[:, 0]]
+    )  # the minimum falls with a
     assert not agent.composite(torch.zeros(3, OBS), deterministic=True)[1].any()
 
 
@@ -84,14 +96,26 @@ def test_losses_against_numpy():
     torch.manual_seed(3)
     _, metrics = agent.loss(batch, expanded=True)
     with torch.no_grad():
-        value, next_value = (agent.value(batch[name]).squeeze(-1).double().numpy() for name in ("obs", "next_obs"))
-        asked = (agent.critic_target, batch["actions"]), (agent.critic_target, cloned), (agent.critic, batch["actions"])
-        target_data, target_cloned, q = (net(batch["obs"], actions).double().numpy() for net, actions in asked)
+        value, next_value = (
+            agent.value(batch[name]).squeeze(-1).double().numpy() for name in ("obs", "next_obs")
+        )
+        asked = (
+            (agent.critic_target, batch["actions"]),
+            (agent.critic_target, cloned),
+            (agent.critic, batch["actions"]),
+        )
+        target_data, target_cloned, q = (
+            net(batch["obs"], actions).double().numpy() for net, actions in asked
+        )
         mean, log_std = (x.double().numpy() for x in agent.actor(batch["obs"]))
     u = target_data.min(0) - value
-    assert metrics["value_loss"].item() == pytest.approx(np.mean(np.abs(0.8 - (u < 0)) * u**2), rel=1e-4)
+    assert metrics["value_loss"].item() == pytest.approx(
+        np.mean(np.abs(0.8 - (u < 0)) * u**2), rel=1e-4
+    )
     target = batch["rewards"].numpy() + 0.9 * (1 - batch["terminations"].numpy()) * next_value
-    assert metrics["critic_loss"].item() == pytest.approx(((q - target) ** 2).mean(1).sum(), rel=1e-4)
+    assert metrics["critic_loss"].item() == pytest.approx(
+        ((q - target) ** 2).mean(1).sum(), rel=1e-4
+    )
     weights = np.minimum(np.exp(2.0 * (target_cloned.min(0) - value)), 100)
     z = (cloned.numpy() - mean) / np.exp(log_std)
     log_prob = (-0.5 * z**2 - log_std - 0.5 * np.log(2 * np.pi)).sum(1)
@@ -115,7 +139,10 @@ def test_actor_loss_moves_the_new_policy_only():
     assert not agent.optimizer.state
     for _ in range(5):
         agent.update(batch, expanded=True)
-    assert all(torch.equal(tensor, frozen[name]) for name, tensor in agent.offline_actor.state_dict().items())
+    assert all(
+        torch.equal(tensor, frozen[name])
+        for name, tensor in agent.offline_actor.state_dict().items()
+    )
     assert all(p.grad is None for p in agent.offline_actor.parameters())
     agent.critic, agent.critic_target = Critic(lambda a: a[:, 0]), Critic(lambda a: a[:, 0])
     agent.zero_grad()
@@ -123,13 +150,18 @@ def test_actor_loss_moves_the_new_policy_only():
     value_gradient = agent.value[0].weight.grad.clone()
     agent.zero_grad()
     agent.loss(batch, expanded=False)[0].backward()
-    assert torch.allclose(value_gradient, agent.value[0].weight.grad)  # nothing of the actor's loss reaches V
+    assert torch.allclose(
+        value_gradient, agent.value[0].weight.grad
+    )  # nothing of the actor's loss reaches V
 
 
 def test_constant_critic_gives_plain_cloning():
     agent, batch = make_agent(), make_batch()
     agent.expand()
-    agent.critic_target, agent.critic = Critic(lambda a: torch.zeros(len(a))), Critic(lambda a: torch.zeros(len(a)))
+    agent.critic_target, agent.critic = (
+        Critic(lambda a: torch.zeros(len(a))),
+        Critic(lambda a: torch.zeros(len(a))),
+    )
     for parameter in agent.value.parameters():
         nn.init.zeros_(parameter)
     torch.manual_seed(3)
@@ -146,7 +178,10 @@ def test_new_policy_finds_the_action_that_the_critic_likes():
     agent.expand()
     q = Critic(lambda a: -((a - best) ** 2).sum(1))
     agent.critic, agent.critic_target = q, q
-    optimizer, obs = torch.optim.Adam([*agent.actor.parameters(), *agent.value.parameters()], 1e-3), torch.ones(B, OBS)
+    optimizer, obs = (
+        torch.optim.Adam([*agent.actor.parameters(), *agent.value.parameters()], 1e-3),
+        torch.ones(B, OBS),
+    )
     agent.optimizer, agent.critic.parameters = optimizer, lambda: [nn.Parameter(torch.zeros(1))]
     agent.critic_target.parameters = lambda: [torch.zeros(1)]
     with torch.no_grad():
@@ -176,7 +211,9 @@ def test_batches_warm_up_and_updates(monkeypatch, capsys, baseline, share):
     seen, update = [], pex.Agent.update
 
     def recording(self, batch, expanded=False):
-        seen.append((expanded, (batch["rewards"] > 50).float().mean().item(), len(self.optimizer.state)))
+        seen.append(
+            (expanded, (batch["rewards"] > 50).float().mean().item(), len(self.optimizer.state))
+        )
         return update(self, batch, expanded)
 
     monkeypatch.setattr(pex.Agent, "update", recording)
@@ -189,8 +226,12 @@ def test_batches_warm_up_and_updates(monkeypatch, capsys, baseline, share):
     monkeypatch.setattr(pex.ReplayBuffer, "__init__", tagged)
     run("--run-name", baseline, "--baseline", baseline)
     offline = 60 if baseline == "pex" else 0
-    assert (f"note: --baseline {baseline} has no offline phase" in capsys.readouterr().out) == (offline == 0)
-    assert [expanded for expanded, *_ in seen] == [False] * offline + [baseline == "pex"] * 70  # 90 steps, 20 of them warm-up
+    assert (f"note: --baseline {baseline} has no offline phase" in capsys.readouterr().out) == (
+        offline == 0
+    )
+    assert [expanded for expanded, *_ in seen] == [False] * offline + [
+        baseline == "pex"
+    ] * 70  # 90 steps, 20 of them warm-up
     assert {tags for _, tags, _ in seen[offline:]} == {share}
     assert seen[offline][2] == 0  # no moments before the first online update
 
@@ -203,7 +244,10 @@ def test_direct_goes_on_with_the_policy_and_a_fresh_target():
     agent.expand()
     assert not torch.equal(before, trained)
     assert torch.equal(agent.actor.mean[0].weight, trained)
-    assert all(torch.equal(p, q) for p, q in zip(agent.critic.parameters(), agent.critic_target.parameters()))
+    assert all(
+        torch.equal(p, q)
+        for p, q in zip(agent.critic.parameters(), agent.critic_target.parameters())
+    )
 
 
 @pytest.mark.parametrize("updates", [30, 61, 100])
@@ -224,7 +268,9 @@ def test_interrupted_and_resumed_is_the_same_run(monkeypatch, updates):
     halves = run("--resume", "runs/halves/latest.pt")
     for name in ("eval.csv", "metrics.csv"):
         assert (whole / name).read_bytes() == (halves / name).read_bytes()
-    weights, again = (torch.load(folder / "latest.pt", weights_only=True)["agent"] for folder in (whole, halves))
+    weights, again = (
+        torch.load(folder / "latest.pt", weights_only=True)["agent"] for folder in (whole, halves)
+    )
     assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
 
 
@@ -251,16 +297,42 @@ def test_resumed_in_the_first_episode_expands_again_to_the_same_bytes(monkeypatc
 
 def test_offline_checkpoints_of_iql_and_pex_serve_each_other(capsys):
     pendulum()
-    iql.main(iql.parse_args(["--dataset-id", "test/pendulum/random-v0", *TINY, "--online-steps", "0", "--run-name", "iql"]))
+    iql.main(
+        iql.parse_args(
+            [
+                "--dataset-id",
+                "test/pendulum/random-v0",
+                *TINY,
+                "--online-steps",
+                "0",
+                "--run-name",
+                "iql",
+            ]
+        )
+    )
     tuned = run("--offline-checkpoint", "runs/iql/offline.pt", "--run-name", "tuned")
     start = torch.load("runs/iql/offline.pt", weights_only=True)["agent"]
     final = torch.load(tuned / "latest.pt", weights_only=True)["agent"]
-    assert all(torch.equal(final["offline_" + name], tensor) for name, tensor in start.items() if name.startswith("actor."))
+    assert all(
+        torch.equal(final["offline_" + name], tensor)
+        for name, tensor in start.items()
+        if name.startswith("actor.")
+    )
     flags = ["--dataset-id", "test/pendulum/random-v0", *TINY, "--run-name", "back"]
-    iql.main(iql.parse_args([*flags, "--offline-checkpoint", str(tuned / "offline.pt"), "--online-steps", "30"]))
+    iql.main(
+        iql.parse_args(
+            [*flags, "--offline-checkpoint", str(tuned / "offline.pt"), "--online-steps", "30"]
+        )
+    )
     for flags, words in (
-        (["--baseline", "scratch", "--offline-checkpoint", "runs/iql/offline.pt"], "starts from nothing"),
-        (["--normalize-returns", "--offline-checkpoint", "runs/iql/offline.pt"], "its normalize_returns is False"),
+        (
+            ["--baseline", "scratch", "--offline-checkpoint", "runs/iql/offline.pt"],
+            "starts from nothing",
+        ),
+        (
+            ["--normalize-returns", "--offline-checkpoint", "runs/iql/offline.pt"],
+            "its normalize_returns is False",
+        ),
         (["--offline-ratio", "1.5"], "between 0 and 1"),
         (["--warmup-steps", "-1"], "at least 0"),
         (["--inverse-temperature", "nan"], "--inverse-temperature must be finite"),

@@ -12,7 +12,9 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_own_environment_and_logs(tmp_path):
-    (tmp_path / "make_mine.py").write_text(re.search(r"```python\n(# make_mine.py\n.*?)```", README, re.S)[1])
+    (tmp_path / "make_mine.py").write_text(
+        re.search(r"```python\n(# make_mine.py\n.*?)```", README, re.S)[1]
+    )
     commands = re.search(r"```bash\n(python make_mine.py\n.*?)```", README, re.S)[1].splitlines()
     assert len(commands) == 2
     for command in commands:
@@ -42,7 +44,9 @@ def test_links():
 
 
 def test_help_shows_every_argument():
-    done = subprocess.run([sys.executable, str(ROOT / "iql.py"), "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "iql.py"), "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0
     for flag in ("--expectile", "--offline-checkpoint", "expectile of Q that V estimates"):
         assert flag in done.stdout
@@ -67,7 +71,10 @@ def test_settings_of_the_page_are_those_of_the_script():
         families, *values = [cell.strip() for cell in row.split("|")[1:5]]
         for family in families.split(", "):
             settings = iql.PAPER_SETTINGS[family]
-            in_force = [settings.get(name, getattr(default, name)) for name in ("expectile", "beta", "dropout")]
+            in_force = [
+                settings.get(name, getattr(default, name))
+                for name in ("expectile", "beta", "dropout")
+            ]
             assert in_force == [float(value) for value in values]
             seen.add(family)
     assert seen == set(iql.PAPER_SETTINGS)

@@ -42,9 +42,20 @@ def whole(tmp_path):
 
 def test_files_of_a_run(whole):
     config = json.loads((whole / "config.json").read_text())
-    assert {"seed", "expectile", "torch", "mujoco", "commit", "transitions", "dataset_id"} <= set(config)
+    assert {"seed", "expectile", "torch", "mujoco", "commit", "transitions", "dataset_id"} <= set(
+        config
+    )
     rows = list(csv.DictReader(open(whole / "eval.csv")))
-    assert list(rows[0]) == ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
+    assert list(rows[0]) == [
+        "step",
+        "phase",
+        "policy",
+        "episode",
+        "seed",
+        "return",
+        "length",
+        "success",
+    ]
     assert [int(row["step"]) for row in rows] == [-30, -30, 0, 0, 30, 30, 60, 60, 90, 90]
     assert [row["phase"] for row in rows] == ["offline"] * 4 + ["online"] * 6
     assert len({row["seed"] for row in rows}) == len(rows)
@@ -55,23 +66,42 @@ def test_files_of_a_run(whole):
     summary = json.loads((whole / "summary.json").read_text())
     keys = "offline_score final_score offline_return final_return worst_drop regret updates_per_second env_steps_per_second"
     assert list(summary) == [*keys.split(), "seconds_offline", "seconds_online", "seconds_total"]
-    returns = {step: np.mean([float(row["return"]) for row in rows if int(row["step"]) == step]) for step in (0, 30, 60, 90)}
+    returns = {
+        step: np.mean([float(row["return"]) for row in rows if int(row["step"]) == step])
+        for step in (0, 30, 60, 90)
+    }
     scores = {step: 100 * (value - 5) / 995 for step, value in returns.items()}
     assert summary["offline_score"] == pytest.approx(scores[0])
     assert summary["final_score"] == pytest.approx(scores[90])
-    assert summary["worst_drop"] == pytest.approx(max(0, scores[0] - min(scores[30], scores[60], scores[90])))
-    assert summary["regret"] == pytest.approx(np.mean([min(max(1 - scores[step] / 100, 0), 1) for step in (30, 60, 90)]))
+    assert summary["worst_drop"] == pytest.approx(
+        max(0, scores[0] - min(scores[30], scores[60], scores[90]))
+    )
+    assert summary["regret"] == pytest.approx(
+        np.mean([min(max(1 - scores[step] / 100, 0), 1) for step in (30, 60, 90)])
+    )
 
 
 def test_tensorboard_has_the_same_keys_and_the_clock(whole):
     events = EventAccumulator(str(whole))
     events.Reload()
-    logged = {key for row in csv.DictReader(open(whole / "metrics.csv")) for key, value in row.items() if value}
-    assert set(events.Tags()["scalars"]) == logged - {"step"} | {"time/updates_per_second", "time/env_steps_per_second"}
+    logged = {
+        key
+        for row in csv.DictReader(open(whole / "metrics.csv"))
+        for key, value in row.items()
+        if value
+    }
+    assert set(events.Tags()["scalars"]) == logged - {"step"} | {
+        "time/updates_per_second",
+        "time/env_steps_per_second",
+    }
 
 
 def test_every_logged_key_is_documented(whole):
-    documented = set(re.findall(r"`((?:offline|online|eval|time)/[a-z_]+)`", (ROOT / "docs" / "iql.md").read_text()))
+    documented = set(
+        re.findall(
+            r"`((?:offline|online|eval|time)/[a-z_]+)`", (ROOT / "docs" / "iql.md").read_text()
+        )
+    )
     events = EventAccumulator(str(whole))
     events.Reload()
     assert documented == set(iql.KEYS) | set(events.Tags()["scalars"])
@@ -85,14 +115,24 @@ def test_same_seed_same_bytes(whole):
 
 
 def test_evaluation_never_changes_training(whole):
-    flags = ["--dataset-id", "test/pendulum/random-v0", *TINY, "--eval-every", 1000, "--eval-episodes", 1]
+    flags = [
+        "--dataset-id",
+        "test/pendulum/random-v0",
+        *TINY,
+        "--eval-every",
+        1000,
+        "--eval-episodes",
+        1,
+    ]
     rare = run(*flags, "--run-name", "rare")
     weights = final(rare)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in final(whole).items())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("updates", [7, 60, 83])  # inside the offline phase, at the switch, inside an episode
+@pytest.mark.parametrize(
+    "updates", [7, 60, 83]
+)  # inside the offline phase, at the switch, inside an episode
 def test_interrupted_and_resumed_is_the_same_run(whole, monkeypatch, number, updates):
     update, count = iql.Agent.update, [0]
 
@@ -169,7 +209,15 @@ def test_alone_in_an_empty_folder_and_killed(tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()
     shutil.copy(ROOT / "iql.py", folder)
-    flags = ["--dataset-id", "test/pendulum/random-v0", *TINY, "--online-steps", 100_000, "--run-name", "killed"]
+    flags = [
+        "--dataset-id",
+        "test/pendulum/random-v0",
+        *TINY,
+        "--online-steps",
+        100_000,
+        "--run-name",
+        "killed",
+    ]
     process, latest = script(*flags, cwd=folder), folder / "runs/killed/latest.pt"
     while not latest.exists():
         assert process.poll() is None, process.communicate()
@@ -204,7 +252,9 @@ def test_compiled_run_resumes_to_the_same_bytes(whole, monkeypatch):
     compiled, update = run(*flags, "--run-name", "compiled"), iql.Agent.update
     assert json.loads((compiled / "config.json").read_text())["compile"] is True
     for name, tensor in final(whole).items():
-        assert torch.allclose(tensor, final(compiled)[name], atol=0.05), name  # the same but for rounding
+        assert torch.allclose(tensor, final(compiled)[name], atol=0.05), (
+            name
+        )  # the same but for rounding
     count = [0]
 
     def counting(self, batch):
@@ -222,11 +272,25 @@ def test_compiled_run_resumes_to_the_same_bytes(whole, monkeypatch):
 
 def test_without_a_compiler_the_loss_is_not_compiled(tmp_path):
     pendulum()
-    flags = ["--dataset-id", "test/pendulum/random-v0", *TINY, "--compile", "--run-dir", tmp_path, "--run-name", "plain"]
-    process = script(*flags, cwd=ROOT, PATH=str(tmp_path), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    flags = [
+        "--dataset-id",
+        "test/pendulum/random-v0",
+        *TINY,
+        "--compile",
+        "--run-dir",
+        tmp_path,
+        "--run-name",
+        "plain",
+    ]
+    process = script(
+        *flags, cwd=ROOT, PATH=str(tmp_path), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache")
+    )
     stdout, stderr = process.communicate(timeout=120)
     assert (process.returncode, stderr) == (0, "")
-    assert "note: torch.compile does not work on this machine; the loss runs without it" in stdout.splitlines()
+    assert (
+        "note: torch.compile does not work on this machine; the loss runs without it"
+        in stdout.splitlines()
+    )
     assert json.loads((tmp_path / "plain/config.json").read_text())["compile"] is False
 
 
@@ -236,11 +300,25 @@ def test_offline_checkpoint_starts_at_the_switch(whole):
     tuned = run(*flags, "--offline-checkpoint", whole / "offline.pt", "--run-name", "tuned")
     rows = list(csv.DictReader(open(tuned / "eval.csv")))
     assert [int(row["step"]) for row in rows] == [0, 0, 30, 30, 60, 60, 90, 90]
-    assert [row["seed"] for row in rows] == [row["seed"] for row in csv.DictReader(open(whole / "eval.csv"))][2:]  # same starts
-    offline, again = (torch.load(folder / "offline.pt", weights_only=True) for folder in (whole, tuned))
-    assert all(torch.equal(tensor, again["agent"][name]) for name, tensor in offline["agent"].items())
+    assert [row["seed"] for row in rows] == [
+        row["seed"] for row in csv.DictReader(open(whole / "eval.csv"))
+    ][2:]  # same starts
+    offline, again = (
+        torch.load(folder / "offline.pt", weights_only=True) for folder in (whole, tuned)
+    )
+    assert all(
+        torch.equal(tensor, again["agent"][name]) for name, tensor in offline["agent"].items()
+    )
     assert json.loads((tuned / "summary.json").read_text())["updates_per_second"] is None
-    faster = run(*flags, "--offline-checkpoint", whole / "offline.pt", "--learning-rate", "0.01", "--run-name", "faster")
+    faster = run(
+        *flags,
+        "--offline-checkpoint",
+        whole / "offline.pt",
+        "--learning-rate",
+        "0.01",
+        "--run-name",
+        "faster",
+    )
     groups = torch.load(faster / "latest.pt", weights_only=True)["optimizer"]["param_groups"]
     assert [group["lr"] for group in groups] == [0.01] * 2
 
@@ -250,17 +328,41 @@ def test_phases_can_be_left_out(whole):
     offline = run(*flags, "--online-steps", 0, "--run-name", "offline")
     assert json.loads((offline / "summary.json").read_text())["env_steps_per_second"] is None
     online = run(*flags, "--offline-steps", 0, "--run-name", "online")
-    assert [int(row["step"]) for row in csv.DictReader(open(online / "eval.csv"))] == [0, 0, 30, 30, 60, 60, 90, 90]
+    assert [int(row["step"]) for row in csv.DictReader(open(online / "eval.csv"))] == [
+        0,
+        0,
+        30,
+        30,
+        60,
+        60,
+        90,
+        90,
+    ]
 
 
 def test_rewards_are_transformed_for_the_learner_only(whole, monkeypatch):
     seen = []
-    monkeypatch.setattr(iql, "Run", lambda args, agent, buffer, references: (seen.append(buffer), SystemExit("seen"))[1])
-    flags = ["--dataset-id", "test/pendulum/random-v0", *TINY, "--reward-scale", "2", "--reward-bias", "-3"]
+    monkeypatch.setattr(
+        iql,
+        "Run",
+        lambda args, agent, buffer, references: (seen.append(buffer), SystemExit("seen"))[1],
+    )
+    flags = [
+        "--dataset-id",
+        "test/pendulum/random-v0",
+        *TINY,
+        "--reward-scale",
+        "2",
+        "--reward-bias",
+        "-3",
+    ]
     with pytest.raises(AttributeError):  # the stand-in has no steps
         run(*flags)
     rewards = seen[0].rows.split(seen[0].widths, dim=1)[list(seen[0].shapes).index("rewards")]
-    assert set(rewards[: seen[0].size].flatten().tolist()) <= {-1.0, -3.0}  # raw rewards are 1, at the fall 0
+    assert set(rewards[: seen[0].size].flatten().tolist()) <= {
+        -1.0,
+        -3.0,
+    }  # raw rewards are 1, at the fall 0
 
 
 def test_diverged_run_stops_and_keeps_the_last_good_checkpoint(monkeypatch, capsys):

@@ -16,7 +16,19 @@ import iql
 
 SCRIPTS = sorted(ROOT.glob("*.py"))
 ALLOWED = {"gymnasium", "minari", "numpy", "torch", "tqdm", "tyro"}
-STANDARD = {"contextlib", "copy", "csv", "dataclasses", "importlib", "json", "logging", "math", "os", "pathlib", "signal"}
+STANDARD = {
+    "contextlib",
+    "copy",
+    "csv",
+    "dataclasses",
+    "importlib",
+    "json",
+    "logging",
+    "math",
+    "os",
+    "pathlib",
+    "signal",
+}
 STANDARD |= {"subprocess", "sys", "time", "typing"}
 
 
@@ -54,7 +66,9 @@ def test_share_of_comments(path):
         if token.type == tokenize.COMMENT:
             lines.add(token.start[0])
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
             lines |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     assert 0.15 <= len(lines) / len(text.splitlines()) <= 0.30
 
@@ -77,10 +91,14 @@ def test_nothing_is_unused(path):
     for node in tree.body:
         names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
         if isinstance(node, ast.Assign):
-            names = [n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+            names = [
+                n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)
+            ]
         for name in names:
             assert len(re.findall(rf"\b{name}\b", text)) > 1, f"{name} is not used"
-    settings = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args")
+    settings = next(
+        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args"
+    )
     for field in settings.body:
         assert re.search(rf"args\.{field.target.id}\b", text), f"--{field.target.id} is never read"
 
@@ -100,7 +118,11 @@ def test_every_argument_has_its_help(path):
 
 
 # outside docstring, Args and PAPER_SETTINGS
-CHANGED_LINES = {"o3f.py": ("iql.py", 60), "pex.py": ("iql.py", 130), "jsrl_finetune.py": ("iql.py", 200)}
+CHANGED_LINES = {
+    "o3f.py": ("iql.py", 60),
+    "pex.py": ("iql.py", 130),
+    "jsrl_finetune.py": ("iql.py", 200),
+}
 CHANGED_LINES |= {"wsrl.py": ("cal_ql.py", 200)}
 
 
@@ -128,7 +150,9 @@ def test_every_script_has_its_page_and_its_rows():
         keys = importlib.import_module(path.stem).KEYS
         page = (ROOT / "docs" / f"{path.stem}.md").read_text()
         documented = set(re.findall(r"`((?:offline|online|eval|eval_learner|time)/[a-z_]+)`", page))
-        assert documented == {*keys, "time/updates_per_second", "time/env_steps_per_second"}, path.name
+        assert documented == {*keys, "time/updates_per_second", "time/env_steps_per_second"}, (
+            path.name
+        )
         for table in ("README.md", "docs/family.md"):
             assert f"{path.name}`" in (ROOT / table).read_text(), table
 
@@ -136,6 +160,15 @@ def test_every_script_has_its_page_and_its_rows():
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_order_of_sections(path):
     text = path.read_text()
-    marks = ['"""', "import contextlib", "class Args", "PAPER_SETTINGS = ", "class Actor", "class Agent", "def main", "# ===="]
+    marks = [
+        '"""',
+        "import contextlib",
+        "class Args",
+        "PAPER_SETTINGS = ",
+        "class Actor",
+        "class Agent",
+        "def main",
+        "# ====",
+    ]
     places = [text.index(mark) for mark in marks]
     assert places == sorted(places)

@@ -11,11 +11,16 @@ SOURCE = (ROOT / "iql.py").read_text()
 def test_shared_blocks(path):
     text = path.read_text()
     for start, end in sync_shared.FENCES:
-        assert text[sync_shared.block(text, start, end)] == SOURCE[sync_shared.block(SOURCE, start, end)]
+        assert (
+            text[sync_shared.block(text, start, end)]
+            == SOURCE[sync_shared.block(SOURCE, start, end)]
+        )
 
 
 def test_sync_finds_and_mends_a_drifted_script(tmp_path, monkeypatch, capsys):
-    drifted = SOURCE.replace("LOG_EVERY = 500", "LOG_EVERY = 50").replace("batch_size: int = 256", "batch_size: int = 64")
+    drifted = SOURCE.replace("LOG_EVERY = 500", "LOG_EVERY = 50").replace(
+        "batch_size: int = 256", "batch_size: int = 64"
+    )
     drifted = drifted.replace("def mlp(", "def net(")
     (tmp_path / "iql.py").write_text(SOURCE)
     (tmp_path / "child.py").write_text(drifted)

@@ -24,7 +24,9 @@ def log_often(monkeypatch):
 
 def make_agent(**settings):
     torch.manual_seed(0)
-    args = dataclasses.replace(wsrl.Args(), **{"compile": False, "num_actions": 3, "gamma": 0.9, "hidden": 32} | settings)
+    args = dataclasses.replace(
+        wsrl.Args(), **{"compile": False, "num_actions": 3, "gamma": 0.9, "hidden": 32} | settings
+    )
     agent = wsrl.Agent(OBS, ACT, args, torch.device("cpu"))
     stir(agent)
     return agent
@@ -32,7 +34,13 @@ def make_agent(**settings):
 
 def test_defaults():
     args = wsrl.Args()
-    assert (args.num_critics, args.critic_subset, args.layer_norm, args.warmup_steps, args.utd_ratio) == (10, 2, True, 5000, 4)
+    assert (
+        args.num_critics,
+        args.critic_subset,
+        args.layer_norm,
+        args.warmup_steps,
+        args.utd_ratio,
+    ) == (10, 2, True, 5000, 4)
     fields = {field.name for field in dataclasses.fields(wsrl.Args)}
     assert all(settings.keys() <= fields for settings in wsrl.PAPER_SETTINGS.values())
     assert wsrl.PAPER_SETTINGS["antmaze"]["online_max_backup"]
@@ -40,7 +48,9 @@ def test_defaults():
 
 @pytest.mark.parametrize("script", [cal_ql, wsrl])
 def test_every_parameter_has_its_own_memory(script):
-    agent = script.Agent(OBS, ACT, script.Args(layer_norm=True, critic_layers=3, compile=False), torch.device("cpu"))
+    agent = script.Agent(
+        OBS, ACT, script.Args(layer_norm=True, critic_layers=3, compile=False), torch.device("cpu")
+    )
     assert (len(agent.actor.net.norms), len(agent.critic.net.norms)) == (4, 6)
     places = [parameter.data_ptr() for parameter in agent.parameters()]
     assert len(set(places)) == len(places)
@@ -51,7 +61,10 @@ def test_offline_losses_are_those_of_cal_ql():
     args = {name: value for name, value in vars(agent.args).items() if hasattr(cal_ql.Args, name)}
     parent = cal_ql.Agent(OBS, ACT, cal_ql.Args(**args), torch.device("cpu"))
     parent.load_state_dict(agent.state_dict())
-    for one, other in ((agent.critic_loss, parent.critic_loss), (agent.actor_loss, parent.actor_loss)):
+    for one, other in (
+        (agent.critic_loss, parent.critic_loss),
+        (agent.actor_loss, parent.actor_loss),
+    ):
         results = []
         for loss in (one, other):
             torch.manual_seed(3)
@@ -65,23 +78,34 @@ def test_offline_losses_are_those_of_cal_ql():
         assert results[0][1].keys() == results[1][1].keys()
 
 
-@pytest.mark.parametrize("max_backup", [False, True])  # the offline phase's alone: it must change nothing here
+@pytest.mark.parametrize(
+    "max_backup", [False, True]
+)  # the offline phase's alone: it must change nothing here
 @pytest.mark.parametrize("online_max_backup", [False, True])
 def test_online_critic_loss_equals_numpy(online_max_backup, max_backup):
-    agent, batch = make_agent(online_max_backup=online_max_backup, max_backup=max_backup), make_batch()
+    agent, batch = (
+        make_agent(online_max_backup=online_max_backup, max_backup=max_backup),
+        make_batch(),
+    )
     agent.actor.sample = recorder = Recorder(agent.actor)
     subsets, choose = [], agent.some_critics
     agent.some_critics = lambda: subsets.append(choose()) or subsets[-1]
     loss, metrics = agent.critic_loss(batch, online=True)
     x = {name: column.double().numpy() for name, column in batch.items()}
     following, _ = recorder.drawn[0]
-    assert (len(recorder.drawn), len(following), len(subsets)) == (1, 3 if online_max_backup else 1, 1)
+    assert (len(recorder.drawn), len(following), len(subsets)) == (
+        1,
+        3 if online_max_backup else 1,
+        1,
+    )
     next_q = q_values(agent.critic_target.net, x["next_obs"], following, layer_norm=True)
     target = x["rewards"] + 0.9 * (1 - x["terminations"]) * next_q[subsets[0].numpy()].min(0).max(0)
     q = q_values(agent.critic.net, x["obs"], x["actions"][None], layer_norm=True)[:, 0]
     assert loss.item() == pytest.approx(np.mean((q - target) ** 2), rel=1e-4)
     loss.backward()
-    assert all(p.grad is None for p in (*agent.actor.parameters(), agent.log_alpha, agent.log_multiplier))
+    assert all(
+        p.grad is None for p in (*agent.actor.parameters(), agent.log_alpha, agent.log_multiplier)
+    )
     assert metrics.keys() == {"td_loss", "q"}
     assert metrics["q"].item() == pytest.approx(q.mean(), rel=1e-4, abs=1e-5)
 
@@ -121,11 +145,19 @@ def test_a_step_online_is_four_critic_steps_and_one_of_policy_and_temperature():
     agent.update_target = lambda: critics.append(agent.critic.net.weights[0].clone()) or follow()
     agent.actor_loss = lambda batch: seen.append(batch["obs"]) or actor_loss(batch)
     agent.update_online(batches)
-    assert len({weights.sum().item() for weights in critics}) == len(critics) == 4  # the target follows each of them
+    assert (
+        len({weights.sum().item() for weights in critics}) == len(critics) == 4
+    )  # the target follows each of them
     assert len(seen) == 1 and torch.equal(seen[0], torch.cat([batch["obs"] for batch in batches]))
-    trained = {name: p for name, p in agent.named_parameters() if p.requires_grad and name != "log_multiplier"}
+    trained = {
+        name: p
+        for name, p in agent.named_parameters()
+        if p.requires_grad and name != "log_multiplier"
+    }
     for name, parameter in trained.items():
-        assert agent.optimizer.state[parameter]["step"].item() == 2 + (4 if name.startswith("critic.") else 1), name
+        assert agent.optimizer.state[parameter]["step"].item() == 2 + (
+            4 if name.startswith("critic.") else 1
+        ), name
     assert agent.log_multiplier.item() == before
 
 
@@ -137,7 +169,10 @@ def test_the_target_keeps_its_share_of_the_old_value():
             new.fill_(0.0)
     for _ in range(4):
         agent.update_target()
-    assert all(torch.allclose(p, torch.tensor(0.98015), atol=1e-5) for p in agent.critic_target.parameters())
+    assert all(
+        torch.allclose(p, torch.tensor(0.98015), atol=1e-5)
+        for p in agent.critic_target.parameters()
+    )
 
 
 @pytest.mark.parametrize("forgotten", ["critic", "actor"])
@@ -147,27 +182,36 @@ def test_forget(forgotten):
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
     agent.forget([agent.critic, agent.critic_target] if forgotten == "critic" else [agent.actor])
     after = agent.state_dict()
-    assert not torch.equal(before[f"{forgotten}.net.weights.0"], after[f"{forgotten}.net.weights.0"])
+    assert not torch.equal(
+        before[f"{forgotten}.net.weights.0"], after[f"{forgotten}.net.weights.0"]
+    )
     kept = [name for name in before if not name.startswith(forgotten)]
     assert kept
     assert all(torch.equal(before[name], after[name]) for name in kept)
-    assert all(torch.equal(p, q) for p, q in zip(agent.critic.parameters(), agent.critic_target.parameters())) == (
-        forgotten == "critic"
-    )
+    assert all(
+        torch.equal(p, q)
+        for p, q in zip(agent.critic.parameters(), agent.critic_target.parameters())
+    ) == (forgotten == "critic")
     for name, parameter in agent.named_parameters():
         if parameter.requires_grad and name not in ("log_multiplier",):
             assert (parameter in agent.optimizer.state) == (not name.startswith(forgotten)), name
 
 
 def run(*flags):
-    start = [] if flags[0] == "--resume" else ["--dataset-id", "test/pendulum/random-v0", *TINY, "--hidden", "16"]
+    start = (
+        []
+        if flags[0] == "--resume"
+        else ["--dataset-id", "test/pendulum/random-v0", *TINY, "--hidden", "16"]
+    )
     start += [] if flags[0] == "--resume" else ["--warmup-steps", "70", "--num-actions", "2"]
     args = wsrl.parse_args([*start, *flags])
     wsrl.main(args)
     return Path(args.run_dir, args.run_name)
 
 
-@pytest.mark.parametrize("retain, warmup, first", [(0.0, 70, 71), (0.0, 0, 65), (0.5, 0, 33), (0.25, 70, 71)])
+@pytest.mark.parametrize(
+    "retain, warmup, first", [(0.0, 70, 71), (0.0, 0, 65), (0.5, 0, 33), (0.25, 70, 71)]
+)
 def test_warm_up_and_what_online_batches_hold(monkeypatch, retain, warmup, first):
     pendulum()
     events, batches = [], []
@@ -176,7 +220,9 @@ def test_warm_up_and_what_online_batches_hold(monkeypatch, retain, warmup, first
 
     def updating(self, parts):
         if not batches:
-            state["first update"] = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+            state["first update"] = {
+                name: tensor.clone() for name, tensor in self.state_dict().items()
+            }
         batches.append([(part["rewards"] > 50).sum().item() for part in parts])
         events.append("update")
         return update(self, parts)
@@ -187,12 +233,16 @@ def test_warm_up_and_what_online_batches_hold(monkeypatch, retain, warmup, first
         assert self.size - self.offline_size == events.count("add")
 
     def tagged(self, columns, capacity, device):
-        make(self, columns | {"rewards": columns["rewards"] + 100}, capacity, device)  # offline rows only
+        make(
+            self, columns | {"rewards": columns["rewards"] + 100}, capacity, device
+        )  # offline rows only
 
     monkeypatch.setattr(wsrl.Agent, "update_online", updating)
     monkeypatch.setattr(wsrl.ReplayBuffer, "add", adding)
     monkeypatch.setattr(wsrl.ReplayBuffer, "__init__", tagged)
-    folder = run("--run-name", "run", "--retain-offline-ratio", str(retain), "--warmup-steps", str(warmup))
+    folder = run(
+        "--run-name", "run", "--retain-offline-ratio", str(retain), "--warmup-steps", str(warmup)
+    )
     assert events.index("update") == first  # so many transitions are there at the first update
     assert len(batches) == 90 - first + 1
     assert all(part == round(16 * retain) for parts in batches for part in parts)
@@ -206,7 +256,12 @@ def test_moments_go_on_across_the_switch(monkeypatch):
     seen, update = [], wsrl.Agent.update_online
 
     def updating(self, parts):
-        seen.append([{k: v.clone() for k, v in moments.items()} for moments in self.optimizer.state_dict()["state"].values()])
+        seen.append(
+            [
+                {k: v.clone() for k, v in moments.items()}
+                for moments in self.optimizer.state_dict()["state"].values()
+            ]
+        )
         return update(self, parts)
 
     monkeypatch.setattr(wsrl.Agent, "update_online", updating)
@@ -215,7 +270,9 @@ def test_moments_go_on_across_the_switch(monkeypatch):
     offline = torch.load(folder / "offline.pt", weights_only=True)["optimizer"]["state"].values()
     for first in (seen[0], seen[len(seen) // 2]):
         for moments, kept in zip(first, offline, strict=True):
-            assert all(torch.equal(moments[name], kept[name]) for name in ("exp_avg", "exp_avg_sq", "step"))
+            assert all(
+                torch.equal(moments[name], kept[name]) for name in ("exp_avg", "exp_avg_sq", "step")
+            )
     assert (again / "summary.json").exists()
 
 
@@ -223,8 +280,13 @@ def test_moments_go_on_across_the_switch(monkeypatch):
 def test_ablations_begin_anew(flag):
     pendulum()
     folder = run("--run-name", "run", flag, "--warmup-steps", "90")  # no update at all
-    offline, final = (torch.load(folder / name, weights_only=True)["agent"] for name in ("offline.pt", "latest.pt"))
-    changed = {name.split(".")[0] for name in offline if not torch.equal(offline[name], final[name])}
+    offline, final = (
+        torch.load(folder / name, weights_only=True)["agent"]
+        for name in ("offline.pt", "latest.pt")
+    )
+    changed = {
+        name.split(".")[0] for name in offline if not torch.equal(offline[name], final[name])
+    }
     assert changed == ({"critic", "critic_target"} if flag == "--no-load-critic" else {"actor"})
 
 
@@ -247,7 +309,9 @@ def test_interrupted_and_resumed_is_the_same_run(monkeypatch, updates):
     halves = run("--resume", "runs/halves/latest.pt")
     for name in ("eval.csv", "metrics.csv"):
         assert (whole / name).read_bytes() == (halves / name).read_bytes()
-    state, again = (torch.load(folder / "latest.pt", weights_only=True)["agent"] for folder in (whole, halves))
+    state, again = (
+        torch.load(folder / "latest.pt", weights_only=True)["agent"] for folder in (whole, halves)
+    )
     assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
 
 
@@ -271,15 +335,41 @@ def test_resumed_in_the_first_episode_forgets_again_to_the_same_bytes(monkeypatc
 
 def test_offline_checkpoints_of_cal_ql(capsys):
     pendulum()
-    flags = ["--dataset-id", "test/pendulum/random-v0", *TINY, "--hidden", "16", "--num-actions", "2", "--online-steps", "0"]
+    flags = [
+        "--dataset-id",
+        "test/pendulum/random-v0",
+        *TINY,
+        "--hidden",
+        "16",
+        "--num-actions",
+        "2",
+        "--online-steps",
+        "0",
+    ]
     same = ["--num-critics", "10", "--critic-subset", "2", "--layer-norm"]
     cal_ql.main(cal_ql.parse_args([*flags, *same, "--run-name", "ensemble"]))
     cal_ql.main(cal_ql.parse_args([*flags, "--run-name", "twin"]))
-    tuned = run("--run-name", "tuned", "--offline-checkpoint", "runs/ensemble/offline.pt", "--warmup-steps", "90")
-    assert "note: --online-steps 90 end before the first update, which follows step 90" in capsys.readouterr().out
-    start, final = (torch.load(path, weights_only=True)["agent"] for path in ("runs/ensemble/offline.pt", tuned / "latest.pt"))
+    tuned = run(
+        "--run-name",
+        "tuned",
+        "--offline-checkpoint",
+        "runs/ensemble/offline.pt",
+        "--warmup-steps",
+        "90",
+    )
+    assert (
+        "note: --online-steps 90 end before the first update, which follows step 90"
+        in capsys.readouterr().out
+    )
+    start, final = (
+        torch.load(path, weights_only=True)["agent"]
+        for path in ("runs/ensemble/offline.pt", tuned / "latest.pt")
+    )
     assert all(torch.equal(tensor, final[name]) for name, tensor in start.items())
-    refused = (([], "its layer_norm is False, not True"), (["--no-layer-norm"], "does not fit the networks of this run"))
+    refused = (
+        ([], "its layer_norm is False, not True"),
+        (["--no-layer-norm"], "does not fit the networks of this run"),
+    )
     for flags, words in refused:
         with pytest.raises(SystemExit) as stop:
             run("--run-name", "refused", "--offline-checkpoint", "runs/twin/offline.pt", *flags)

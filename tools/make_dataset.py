@@ -114,7 +114,9 @@ class Ensemble(nn.Module):
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for fan_in, fan_out in zip(widths[:-1], widths[1:]):
             bound = fan_in**-0.5
-            self.weights.append(nn.Parameter(torch.empty(size, fan_in, fan_out).uniform_(-bound, bound)))
+            self.weights.append(
+                nn.Parameter(torch.empty(size, fan_in, fan_out).uniform_(-bound, bound))
+            )
             self.biases.append(nn.Parameter(torch.empty(size, 1, fan_out).uniform_(-bound, bound)))
 
     def forward(self, x: torch.Tensor, frozen: bool = False) -> torch.Tensor:
@@ -175,10 +177,14 @@ class SAC(nn.Module):
 
     @property
     def numpy_actor(self):
-        return [(w[0].numpy(), b[0, 0].numpy()) for w, b in zip(self.actor.weights, self.actor.biases)]
+        return [
+            (w[0].numpy(), b[0, 0].numpy()) for w, b in zip(self.actor.weights, self.actor.biases)
+        ]
 
 
-def evaluate(agent: SAC, env: gym.Env, episodes: int, rng: np.random.Generator, deterministic: bool = True) -> float:
+def evaluate(
+    agent: SAC, env: gym.Env, episodes: int, rng: np.random.Generator, deterministic: bool = True
+) -> float:
     """Mean undiscounted return over `episodes` episodes."""
     returns = []
     for episode in range(episodes):
@@ -196,7 +202,9 @@ def train_sac(args: SACArgs, threshold: float) -> tuple[SAC, list[dict], float, 
     Returns the agent, the episodes that training has seen, the kept policy's return and the steps it took."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    torch.set_float32_matmul_precision("medium")  # bf16 inside matmuls where the CPU has it: twice as fast
+    torch.set_float32_matmul_precision(
+        "medium"
+    )  # bf16 inside matmuls where the CPU has it: twice as fast
     rng = np.random.default_rng(args.seed)
     env, eval_env = gym.make(args.env_id), gym.make(args.env_id)
     obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
@@ -205,15 +213,28 @@ def train_sac(args: SACArgs, threshold: float) -> tuple[SAC, list[dict], float, 
     optimizer = torch.optim.Adam(params, lr=3e-4, fused=True)
     online, target = list(agent.critic.parameters()), list(agent.critic_target.parameters())
 
-    widths = {"obs": obs_dim, "actions": act_dim, "rewards": 0, "next_obs": obs_dim, "terminations": 0}
-    data = {k: torch.zeros((args.train_steps, w) if w else (args.train_steps,)) for k, w in widths.items()}
+    widths = {
+        "obs": obs_dim,
+        "actions": act_dim,
+        "rewards": 0,
+        "next_obs": obs_dim,
+        "terminations": 0,
+    }
+    data = {
+        k: torch.zeros((args.train_steps, w) if w else (args.train_steps,))
+        for k, w in widths.items()
+    }
     rows = {k: v.numpy() for k, v in data.items()}  # same memory: cheap single-row writes
     episodes, episode = [], new_episode(env.reset(seed=args.seed)[0])
     best, best_return, best_step, start = None, -np.inf, 0, time.time()
     for step in range(args.train_steps):
         obs = episode["observations"][-1]
         random_phase = step < 10_000
-        action = rng.uniform(-1, 1, act_dim).astype(np.float32) if random_phase else agent.act(obs, rng, False)
+        action = (
+            rng.uniform(-1, 1, act_dim).astype(np.float32)
+            if random_phase
+            else agent.act(obs, rng, False)
+        )
         next_obs, reward, terminated, truncated, _ = env.step(action)
         for key, value in zip(widths, (obs, action, reward, next_obs, terminated)):
             rows[key][step] = value
@@ -231,14 +252,19 @@ def train_sac(args: SACArgs, threshold: float) -> tuple[SAC, list[dict], float, 
                 torch._foreach_lerp_(target, online, 0.005)
         if step >= 10_000 and (step + 1) % 5_000 == 0:
             value = evaluate(agent, eval_env, 10, rng)
-            print(f"{step + 1:8d} steps  {time.time() - start:7.0f} s  return {value:8.1f}", flush=True)
+            print(
+                f"{step + 1:8d} steps  {time.time() - start:7.0f} s  return {value:8.1f}",
+                flush=True,
+            )
             if value > best_return:
                 best, best_return, best_step = copy.deepcopy(agent.state_dict()), value, step + 1
             if value >= threshold:
                 break
     else:
         if args.level != "expert":
-            raise SystemExit(f"the return never reached {threshold:.0f} in {args.train_steps} steps")
+            raise SystemExit(
+                f"the return never reached {threshold:.0f} in {args.train_steps} steps"
+            )
     agent.load_state_dict(best)
     episodes += [episode] if episode["rewards"] else []
     return agent, episodes, best_return, best_step
@@ -250,15 +276,21 @@ def record_sac(args: SACArgs) -> dict:
     if reference is None:
         name = args.env_id.rsplit("-", 1)[0]
         if name not in D4RL_REFERENCES:
-            raise SystemExit(f"no reference scores are known for {name}: give --reference RANDOM EXPERT")
+            raise SystemExit(
+                f"no reference scores are known for {name}: give --reference RANDOM EXPERT"
+            )
         reference, source = D4RL_REFERENCES[name], "D4RL v2 (measured on gym's v2 tasks)"
     env, rng = gym.make(args.env_id), np.random.default_rng(args.seed + 1)
     agent, policy_return, train_steps = None, None, 0
     if args.level != "random" and args.train_steps < 15_000:
-        raise SystemExit("--train-steps must be at least 15000: the policy is first evaluated there")
+        raise SystemExit(
+            "--train-steps must be at least 15000: the policy is first evaluated there"
+        )
     if args.level != "random":
         third = reference[0] + (reference[1] - reference[0]) / 3
-        agent, seen, policy_return, train_steps = train_sac(args, np.inf if args.level == "expert" else third)
+        agent, seen, policy_return, train_steps = train_sac(
+            args, np.inf if args.level == "expert" else third
+        )
     if args.level == "medium-replay":
         episodes = seen[::-1]
         while sum(len(e["rewards"]) for e in episodes) - len(episodes[-1]["rewards"]) >= args.steps:
@@ -266,7 +298,11 @@ def record_sac(args: SACArgs) -> dict:
         episodes = episodes[::-1]
     else:
         env.action_space.seed(args.seed)
-        policy = (lambda obs: agent.act(obs, rng, False)) if agent else (lambda obs: env.action_space.sample())
+        policy = (
+            (lambda obs: agent.act(obs, rng, False))
+            if agent
+            else (lambda obs: env.action_space.sample())
+        )
         episodes, total = [], 0
         while total < args.steps:
             episode = new_episode(env.reset(seed=args.seed + len(episodes))[0])
@@ -280,7 +316,9 @@ def record_sac(args: SACArgs) -> dict:
             episodes.append(episode)
     episodes[-1]["truncations"][-1] = not episodes[-1]["terminations"][-1]
     facts = {"policy_return": policy_return, "sac_steps": train_steps, "reference_source": source}
-    return dict(env=env, episodes=episodes, reference=reference, facts=facts, algorithm=f"SAC, {args.level}")
+    return dict(
+        env=env, episodes=episodes, reference=reference, facts=facts, algorithm=f"SAC, {args.level}"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- maze
@@ -303,7 +341,11 @@ def shortest_path(walls: np.ndarray, start: tuple, goal: tuple) -> list[tuple]:
 
 def record_maze(args: MazeArgs) -> dict:
     """Wander through the maze; the episode ends at the goal or after --episode-steps."""
-    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+    with (
+        open(os.devnull, "w") as null,
+        contextlib.redirect_stdout(null),
+        contextlib.redirect_stderr(null),
+    ):
         import gymnasium_robotics  # prints a notice about Adroit
     gym.register_envs(gymnasium_robotics)
     maze_map = copy.deepcopy(gym.spec(args.env_id).kwargs["maze_map"])
@@ -312,9 +354,16 @@ def record_maze(args: MazeArgs) -> dict:
     goal_cell = cells[-1]
     maze_map = [[1 if wall else 0 for wall in row] for row in walls]
     maze_map[goal_cell[0]][goal_cell[1]] = "g"
-    for row, col in sorted(cells, key=lambda cell: len(shortest_path(walls, cell, goal_cell)))[-args.starts :]:
+    for row, col in sorted(cells, key=lambda cell: len(shortest_path(walls, cell, goal_cell)))[
+        -args.starts :
+    ]:
         maze_map[row][col] = "r"
-    task = {"maze_map": maze_map, "continuing_task": False, "reset_target": False, "reward_type": "sparse"}
+    task = {
+        "maze_map": maze_map,
+        "continuing_task": False,
+        "reset_target": False,
+        "reward_type": "sparse",
+    }
     env = gym.make(args.env_id, max_episode_steps=args.time_limit, **task)
     maze, rng = env.unwrapped.maze, np.random.default_rng(args.seed)
     others = [cell for cell in cells if cell != goal_cell]
@@ -328,7 +377,11 @@ def record_maze(args: MazeArgs) -> dict:
             position, velocity = obs["observation"][:2], obs["observation"][2:]
             cell = tuple(int(i) for i in maze.cell_xy_to_rowcol(position))
             while not path:
-                target = goal_cell if rng.random() < args.goal_visits else others[rng.integers(len(others))]
+                target = (
+                    goal_cell
+                    if rng.random() < args.goal_visits
+                    else others[rng.integers(len(others))]
+                )
                 path = shortest_path(walls, cell, target)
             waypoint = maze.cell_rowcol_to_xy(np.array(path[0]))
             action = 10 * (waypoint - position) - velocity + args.noise * rng.standard_normal(2)
@@ -343,7 +396,10 @@ def record_maze(args: MazeArgs) -> dict:
         hits += episode["terminations"][-1]
         episode["truncations"][-1] = not episode["terminations"][-1]
         episodes.append(episode)
-    facts = {"goal_share": hits / len(episodes), "reference_source": "0: never at the goal, 1: always"}
+    facts = {
+        "goal_share": hits / len(episodes),
+        "reference_source": "0: never at the goal, 1: always",
+    }
     algorithm = f"waypoint controller, action noise {args.noise}"
     return dict(env=env, episodes=episodes, reference=(0.0, 1.0), facts=facts, algorithm=algorithm)
 
@@ -352,7 +408,13 @@ def record_maze(args: MazeArgs) -> dict:
 
 
 def new_episode(obs) -> dict:
-    return {"observations": [obs], "actions": [], "rewards": [], "terminations": [], "truncations": []}
+    return {
+        "observations": [obs],
+        "actions": [],
+        "rewards": [],
+        "terminations": [],
+        "truncations": [],
+    }
 
 
 def append(episode: dict, next_obs, action, reward, terminated, truncated) -> None:
@@ -365,7 +427,9 @@ def float32_space(space: gym.Space) -> gym.Space:
     """The same Box, or Dict of Boxes, with dtype float32: halves the file, and learners compute in float32 anyway."""
     if isinstance(space, gym.spaces.Dict):
         return gym.spaces.Dict({key: float32_space(sub) for key, sub in space.items()})
-    return gym.spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+    return gym.spaces.Box(
+        space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
+    )
 
 
 def stack(observations: list):
@@ -374,7 +438,9 @@ def stack(observations: list):
     return np.asarray(observations, np.float32)
 
 
-def write(args, env: gym.Env, episodes: list[dict], reference: tuple, facts: dict, algorithm: str) -> Path:
+def write(
+    args, env: gym.Env, episodes: list[dict], reference: tuple, facts: dict, algorithm: str
+) -> Path:
     """Create the Minari dataset below args.out, add our metadata, and repack the HDF5 file with compression."""
     os.environ["MINARI_DATASETS_PATH"] = str(args.out.resolve())
     import minari
@@ -391,7 +457,9 @@ def write(args, env: gym.Env, episodes: list[dict], reference: tuple, facts: dic
         )
         for i, e in enumerate(episodes)
     ]
-    with warnings.catch_warnings():  # Minari warns about metadata that are optional here (author, permalink)
+    with (
+        warnings.catch_warnings()
+    ):  # Minari warns about metadata that are optional here (author, permalink)
         warnings.simplefilter("ignore")
         dataset = minari.create_dataset_from_buffers(
             args.dataset_id,
@@ -418,7 +486,9 @@ def write(args, env: gym.Env, episodes: list[dict], reference: tuple, facts: dic
     os.replace(packed, main_file)
     size = round(main_file.stat().st_size / 1e6, 1)
     dataset.storage.update_metadata({"dataset_size": size})
-    print(f"{args.dataset_id}: {len(episodes)} episodes, {sum(len(e['rewards']) for e in episodes)} steps, {size} MB")
+    print(
+        f"{args.dataset_id}: {len(episodes)} episodes, {sum(len(e['rewards']) for e in episodes)} steps, {size} MB"
+    )
     print(json.dumps(facts, indent=2))
     return folder
 
@@ -435,11 +505,14 @@ def copy_compressed(source: h5py.Group, sink: h5py.Group) -> None:
 
 def main() -> None:
     args = tyro.cli(
-        Annotated[SACArgs, tyro.conf.subcommand("sac")] | Annotated[MazeArgs, tyro.conf.subcommand("maze")],
+        Annotated[SACArgs, tyro.conf.subcommand("sac")]
+        | Annotated[MazeArgs, tyro.conf.subcommand("maze")],
         description=__doc__,
     )
     if (args.out / args.dataset_id).exists():
-        raise SystemExit(f"{args.out / args.dataset_id} exists already: delete it, or give another --dataset-id")
+        raise SystemExit(
+            f"{args.out / args.dataset_id} exists already: delete it, or give another --dataset-id"
+        )
     write(args, **(record_sac(args) if isinstance(args, SACArgs) else record_maze(args)))
 
 

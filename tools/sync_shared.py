@@ -11,7 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCES = [
-    ("    # ---- shared arguments: the same in every script ----\n", "    # ---- end of shared arguments ----\n"),
+    (
+        "    # ---- shared arguments: the same in every script ----\n",
+        "    # ---- end of shared arguments ----\n",
+    ),
     ("# ==== below this line: the same in every script (tests/test_shared_blocks.py) ====\n", None),
 ]
 
@@ -40,7 +43,12 @@ def main(argv: list[str]) -> int:
             stale.append(path.name)
             if "--check" not in argv:
                 path.write_text(synced(text, source))
-    print("\n".join(f"{name}: shared blocks {'differ' if '--check' in argv else 'copied'}" for name in stale) or "all the same")
+    print(
+        "\n".join(
+            f"{name}: shared blocks {'differ' if '--check' in argv else 'copied'}" for name in stale
+        )
+        or "all the same"
+    )
     return int(bool(stale) and "--check" in argv)
 
 

@@ -1,58 +1,89 @@
 """Jump start for fine-tuning: JSRL, and an automatic gate against performance degradation.
 
-Fine-tuning a policy in place may first lose what it could do. A jump start hands over gradually: in each episode a frozen
-copy of the offline policy, the guide, acts for the first h steps, and the learner for the rest. The learner so begins with
-short tails from good states, and h falls in n stages, from the guide's mean episode length H (of solved ones, if any):
+Fine-tuning a policy in place may first lose what it could do. A jump start hands over gradually: in
+each episode a frozen copy of the offline policy, the guide, acts for the first h steps, and the
+learner for the rest. So the learner begins with short tails from good states, and h falls in n
+stages, from the guide's mean episode length H (of solved ones, if any):
 
-    act          a_t = mean of guide(s_t) if t < h_k,  else a_t ~ learner(. | s_t)      h_k = H (1 - k/n), h_0 = infinity
-    learn        IQL's losses and one update per step, on the steps of both; a quarter of each batch is offline data
+    act          a_t = mean of guide(s_t) if t < h_k, else a_t ~ learner(. | s_t)
+                 h_k = H (1 - k/n), h_0 = infinity
+    learn        IQL's losses and one update per step, on the steps of both; a quarter of each batch
+                 is offline data
 
---schedule tells when to hand over more. J_g, SE_g: mean return of the guide's own episodes and its standard error; m, mu,
-s: number, mean and spread (at least a quarter of the guide's) of the last training returns at stage k; J_r: a random policy's:
+--schedule tells when to hand over more. J_g, SE_g: mean return of the guide's own episodes and its
+standard error; m, mu, s: number, mean and spread (at least a quarter of the guide's) of the last
+training returns at stage k; J_r: a random policy's mean return:
 
-    automatic    threshold = J_g - delta,  delta = tolerance |J_g - J_r|,  SE = sqrt(s^2 / m + SE_g^2)
-                 advance (k + 1) if mu - z_advance SE >= threshold, retreat (k - 1) if mu + z_retreat SE < threshold,
-                 else hold; returns of 0 or 1: Wilson bounds of mu alone, delta = tolerance; 0 to 1 without a test
-    curriculum   JSRL: advance if the mean of 5 evaluations of both together >= best - tolerance |best|; never retreat
+    automatic    threshold = J_g - delta, delta = tolerance |J_g - J_r|, SE = sqrt(s^2 / m + SE_g^2)
+                 advance (k + 1) if mu - z_advance SE >= threshold,
+                 retreat (k - 1) if mu + z_retreat SE < threshold, else hold; 0 to 1 without a test
+                 returns of 0 or 1: J_g + Newcombe's bounds of mu - J_g, delta = tolerance
+    curriculum   JSRL: advance if the mean of the last 5 evaluations of both together >= best -
+                 tolerance |best|, never retreat; best: the highest such mean so far, at first J_g
     random       JSRL: h drawn for every episode from h_1 ... h_n
     direct       no guide: the learner alone from the first step
 
-What changes at the switch: guide and learner part (--init cold: the learner is new, with new critics); in the first
---calibration-episodes the guide acts alone, and critic and value train but the learner's policy does not.
+What changes at the switch: guide and learner part (--init cold: the learner is new, with new
+critics); in the first --calibration-episodes the guide acts alone, and critic and value train but
+the learner's policy does not.
 
-The jump start is Uchendu et al., ICML 2023, arXiv 2204.02372. `automatic` is made for the aim of Wang, White, White, Fine-
-Tuning without Performance Degradation, arXiv 2505.00913, whose exact gate we could not read (no code, of the text only the
-abstract and part of the introduction): theirs are the jump start, exploration only gradually, and the decision by online
-estimates of performance; the test, its numbers and the retreat are ours.
-Parent: iql.py; `diff iql.py jsrl_finetune.py` is the method. Measured: docs/jsrl_finetune.md, with commands, seeds, curves.
+The jump start is Uchendu et al., ICML 2023, arXiv 2204.02372. `automatic` is made for the aim of
+Wang, White, White, Fine-Tuning without Performance Degradation, arXiv 2505.00913, whose exact gate
+we could not read (no code, of the text only the abstract and part of the introduction): theirs are
+the jump start, exploration only gradually, and the decision by online estimates of performance; the
+test, its numbers and the retreat are ours.
+Parent: iql.py; `diff iql.py jsrl_finetune.py` is the method. Measured: docs/jsrl_finetune.md, with
+commands, seeds and curves.
 
 Deviations from JSRL (no code of its authors for this part is known):
- 1. H comes from the calibration episodes, which count as steps; theirs from 100 evaluation episodes, which do not.
+ 1. H comes from the calibration episodes, which count as steps; theirs from 100 evaluation
+    episodes, which do not.
  2. --init warm is the default (the aim is not to lose the offline level); their main table is cold.
- 3. The curriculum decides every --eval-every steps (theirs: 10,000); its first full window advances; its tolerance is ours.
+ 3. The curriculum decides every --eval-every steps (theirs: 10,000); its tolerance is ours, and so
+    is that `best` starts as the guide's mean return: its first full window is held against it.
  4. No SAC as the learner. All that iql.py lists under its deviations holds here too.
 
-    python jsrl_finetune.py                                                                   # bundled hopper data
-    python jsrl_finetune.py --schedule direct --offline-checkpoint runs/NAME/offline.pt       # a guide from iql.py
+    python jsrl_finetune.py                                             # bundled hopper data
+    python jsrl_finetune.py --offline-checkpoint runs/NAME/offline.pt   # a guide from iql.py
+    python jsrl_finetune.py --schedule direct                           # no guide: the comparator
 """
 
+# ---- imports: the same in every script ----
 import contextlib
 import copy
 import csv
 import dataclasses
+import hashlib
 import importlib.metadata
+import inspect
+import io
 import json
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+
+def stop_at_once(number: int, _) -> None:
+    """Signal handler until the run has something to save."""
+    os.write(2, f"{Path(__file__).name}: interrupted before the run began\n".encode())
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":  # the imports below take seconds: Ctrl-C is answered with one line
+    signal.signal(signal.SIGINT, stop_at_once)
+    signal.signal(signal.SIGTERM, stop_at_once)
+
+import filelock
 import gymnasium as gym
+import h5py
 import minari
 import numpy as np
 import torch
@@ -62,131 +93,93 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+# ---- end of imports ----
+
 
 @dataclasses.dataclass
 class Args:
     # ---- shared arguments: the same in every script ----
-    seed: int = 0  # seed of networks, batches, exploration and environments
-    dataset_id: str = "o2o/hopper/medium-v0"  # Minari id: the bundled copy, else the local Minari copy, else a download
-    device: Literal["auto", "cpu", "cuda"] = (
-        "auto"  # where networks and data live; auto: cuda if there is one
+    # Annotated[type, lowest, highest]: anything outside is refused.
+    seed: Annotated[int, 0, 2**63 - 1] = 0  # of networks, batches, exploration and environments
+    dataset_id: str = "o2o/hopper/medium-v0"  # Minari id: bundled, else local, else downloaded
+    env_module: str | None = None  # import this module first: it registers environments of your own
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # for networks and data; auto: cuda if possible
+    offline_steps: Annotated[int, 0, 10**9] = 100_000  # gradient steps on the data set alone
+    online_steps: Annotated[int, 0, 10**9] = 50_000  # environment steps after the switch
+    eval_every: Annotated[int, 1, 10**9] = (
+        5_000  # steps between evaluations, of gradient or environment
     )
-    offline_steps: int = (
-        100_000  # gradient steps on the data set alone; 0 leaves the offline phase out
+    eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
+    batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
+    gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate of the target critic per gradient step
+    reward_scale: Annotated[float, -1e6, 1e6] = (
+        1.0  # the learner sees reward_scale * r + reward_bias
     )
-    online_steps: int = 50_000  # environment steps of the online phase; 0 leaves it out
-    eval_every: int = (
-        5_000  # steps between evaluations (gradient steps offline, environment steps online)
-    )
-    eval_episodes: int = 10  # episodes per evaluation
-    batch_size: int = 256  # transitions per gradient step
-    gamma: float = 0.99  # discount per environment step
-    tau: float = 0.005  # Polyak rate of the target critic per gradient step
-    reward_scale: float = (
-        1.0  # the learner sees reward_scale * r + reward_bias; logged returns are raw
-    )
-    reward_bias: float = 0.0  # added after scaling, see --reward-scale
-    success_ends_episode: bool = (
-        False  # mazes: end an episode at its first success, in data and environment
-    )
-    matmul_precision: Literal["highest", "medium"] = (
-        "medium"  # medium: bfloat16 (CPU) or TF32 (GPU) inside products
-    )
-    compile: bool = True  # torch.compile the loss where that works (CPU: a C++ compiler is needed; GPU: CUDA graphs)
+    reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see --reward-scale; logged returns are raw
+    success_ends_episode: bool = False  # cut episodes at the first success, in data and mazes
+    matmul_precision: Literal["highest", "medium"] = "medium"  # medium: bfloat16 (CPU), TF32 (GPU)
+    compile: bool = True  # torch.compile the losses (CPU: needs a C++ compiler; GPU: CUDA graphs)
     run_dir: str = "runs"  # folder that holds the runs
-    run_name: str | None = (
-        None  # this run's folder in it; default: data set, script, seed and start time
-    )
-    checkpoint_every: int = (
-        10_000  # steps between two writes of latest.pt (online: at the next episode's end)
-    )
+    run_name: str | None = None  # folder in it; default: data set, script, seed and start time
+    checkpoint_every: Annotated[int, 1, 10**9] = 10_000  # steps between two writes of latest.pt
     resume: str | None = None  # a run's latest.pt: go on in its directory with its arguments
-    offline_checkpoint: str | None = (
-        None  # an offline.pt: skip the offline phase and start at the switch
-    )
+    offline_checkpoint: str | None = None  # an offline.pt: skip the offline phase
     track: bool = False  # log to Weights & Biases too (pip install wandb)
-    capture_video: bool = False  # film the first episode of every evaluation (pip install moviepy)
     # ---- end of shared arguments ----
-    learning_rate: float = 3e-4  # Adam step size of all networks
-    actor_lr_decay: bool = (
-        False  # let the actor's step size fall to 0 over the offline phase (cosine)
-    )
-    num_critics: int = 2  # size of the critic ensemble; targets and advantages take its minimum
-    expectile: float = (
-        0.7  # expectile of Q that V estimates: 0.5 the mean, towards 1 the best action in the data
-    )
-    beta: float = 3.0  # inverse temperature of the advantage weights; 0 is behaviour cloning
-    dropout: float = 0.0  # dropout rate inside the actor's loss
-    schedule: Literal["automatic", "curriculum", "random", "direct"] = (
-        "automatic"  # who decides when the learner gets more
-    )
-    init: Literal["warm", "cold"] = (
-        "warm"  # the learner starts as the guide with its critics, or from new networks
-    )
-    stages: int = 10  # n, steps from the guide alone to the learner alone
-    calibration_episodes: int = 10  # episodes of the guide alone before stage 1
-    min_episodes: int = (
-        5  # of the guide at stage 0; automatic: in which the learner acted, before a decision
-    )
-    window: int = 10  # automatic: at most so many episodes, the last ones, are looked at
-    z_advance: float = 0.5  # automatic: standard errors that the mean must lie above the threshold
-    z_retreat: float = 1.0  # automatic: standard errors below the threshold that count as a loss
-    tolerance: float = (
-        0.05  # accepted loss: share of the guide's lead over a random policy (of the best; of 1)
-    )
-    offline_ratio: float = 0.25  # share of each online batch that comes from the data set
-    online_window: int = 100_000  # only the newest so many online transitions are sampled
-    normalize_returns: bool = (
-        False  # multiply rewards by 1000 / (highest - lowest episode return in the data)
-    )
+    learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of all networks
+    actor_lr_decay: bool = False  # the actor's step size falls to 0 over the offline phase
+    num_critics: Annotated[int, 1, 100] = 2  # targets and advantages take the minimum over them
+    expectile: Annotated[float, 0.01, 0.999] = 0.7  # of Q that V estimates: 0.5 is the mean
+    beta: Annotated[float, 0.0, 1e3] = 3.0  # inverse temperature of the weights; 0 clones the data
+    dropout: Annotated[float, 0.0, 0.99] = 0.0  # dropout rate inside the actor's loss
+    schedule: Literal["automatic", "curriculum", "random", "direct"] = "automatic"  # who hands over
+    init: Literal["warm", "cold"] = "warm"  # the learner starts as the guide, or from new networks
+    stages: Annotated[int, 1, 10**6] = 10  # n, from the guide alone to the learner alone
+    calibration_episodes: Annotated[int, 2, 10**6] = 10  # of the guide alone before stage 1
+    min_episodes: Annotated[int, 2, 10**6] = 5  # in which the learner acted, before a decision
+    window: Annotated[int, 2, 10**6] = 10  # automatic: only the last so many episodes count
+    z_advance: Annotated[float, 0.0, 100.0] = 0.5  # automatic: standard errors above the threshold
+    z_retreat: Annotated[float, 0.0, 100.0] = 1.0  # automatic: standard errors below it
+    tolerance: Annotated[float, 0.0, 1.0] = 0.05  # accepted loss, a share of the guide's lead
+    offline_ratio: Annotated[float, 0.0, 1.0] = 0.25  # share of each online batch from the data set
+    online_window: Annotated[int, 1, 10**9] = 100_000  # only the newest so many are sampled
+    normalize_returns: bool = False  # rewards * 1000 / (highest - lowest return in the data)
 
 
-# IQL's settings are the defaults for a data set of that family, the second-to-last part of its id (JSRL keeps them too); an
-# explicit flag wins. Ours: the gate's episodes in mazes, where a return is 0 or 1, and the budgets of locomotion.
+# IQL's settings by family, the second-to-last part of a data set's id (JSRL keeps them, too). They
+# are defaults: a flag wins. Ours: the gate's episodes in mazes, where a return is 0 or 1, and the
+# budgets of locomotion.
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
+LOCOMOTION = {"expectile": 0.7, "beta": 3.0, "normalize_returns": True}
+LOCOMOTION |= {"online_steps": 250_000}
 MAZE = {"expectile": 0.9, "beta": 10.0, "reward_bias": -1.0, "success_ends_episode": True}
 MAZE |= {"calibration_episodes": 20, "min_episodes": 10, "window": 20}
-RUN = {"expectile": 0.7, "beta": 3.0, "normalize_returns": True, "online_steps": 250_000}
+MANIPULATION = {"beta": 0.5, "dropout": 0.1} | FINE_TUNE
 PAPER_SETTINGS = {
-    **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], RUN),
-    **dict.fromkeys(
-        ["pen", "door", "hammer", "relocate", "kitchen"], {"beta": 0.5, "dropout": 0.1} | FINE_TUNE
-    ),
+    **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], LOCOMOTION),
+    **dict.fromkeys(["pen", "door", "hammer", "relocate", "kitchen"], MANIPULATION),
     "antmaze": MAZE | FINE_TUNE | {"eval_every": 100_000, "eval_episodes": 100},
     "pointmaze": MAZE | {"actor_lr_decay": True, "eval_episodes": 24},
 }
 
 NETWORKS = "iql"  # scripts with the same word here accept each other's offline.pt
-METRICS = [
-    "value_loss",
-    "critic_loss",
-    "actor_loss",
-    "q",
-    "v",
-    "advantage",
-    "weight",
-]  # what update() returns
+ONLINE_ONLY = (
+    "guide.",
+    "_extra_state",
+)  # entries of the agent that begin at the switch, and are not in an offline.pt
+METRICS = ["value_loss", "critic_loss", "actor_loss", "q", "v", "advantage", "weight"]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
-KEYS += [
-    "online/episode_return",
-    "online/episode_length",
-    "eval/return",
-    "eval/score",
-    "eval/success",
-]
-GATE = [f"online/gate_{name}" for name in ("estimate", "lower", "upper", "threshold", "verdict")]
-KEYS += [
-    "eval_learner/return",
-    "eval_learner/score",
-    "eval_learner/success",
-    "online/stage",
-    "online/guide_share",
-    *GATE,
-]
+KEYS += ["online/episode_return", "online/episode_length"]
+KEYS += ["eval/return", "eval/score", "eval/success"]
+KEYS += ["eval_learner/return", "eval_learner/score", "eval_learner/success"]
+KEYS += ["online/stage", "online/guide_share"]
+KEYS += ["online/gate_estimate", "online/gate_lower", "online/gate_upper"]
+KEYS += ["online/gate_threshold", "online/gate_verdict"]
 
 
 def mlp(in_dim: int, out_dim: int, hidden: int = 256) -> nn.Sequential:
-    """Two hidden layers of ReLU units; orthogonal weights with gain sqrt(2) in every layer, zero biases."""
+    """Two hidden layers of ReLU units; orthogonal weights with gain sqrt(2), zero biases."""
     layers = []
     for fan_in, fan_out in ((in_dim, hidden), (hidden, hidden), (hidden, out_dim)):
         linear = nn.Linear(fan_in, fan_out)
@@ -197,7 +190,7 @@ def mlp(in_dim: int, out_dim: int, hidden: int = 256) -> nn.Sequential:
 
 
 class Actor(nn.Module):
-    """Diagonal Gaussian: its mean tanh(mlp(obs)) lies in the action box, one standard deviation per action entry."""
+    """Diagonal Gaussian with a mean in the action box, and one standard deviation per entry."""
 
     def __init__(self, obs_dim: int, act_dim: int):
         super().__init__()
@@ -205,252 +198,322 @@ class Actor(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(act_dim))
 
     def forward(self, obs: torch.Tensor, dropout: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean (B, act_dim) and log standard deviation (act_dim,)."""
         x = obs
         for layer in self.mean:
-            x = F.dropout(layer(x), dropout) if isinstance(layer, nn.ReLU) else layer(x)
-        return torch.tanh(x), self.log_std.clamp(-5.0, 2.0)  # (B, act_dim), (act_dim,)
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                x = F.dropout(x, dropout)
+        return torch.tanh(x), self.log_std.clamp(-5.0, 2.0)
 
     def log_prob(self, obs: torch.Tensor, actions: torch.Tensor, dropout: float) -> torch.Tensor:
-        """Log-density of actions (B, act_dim), summed over entries: (B,). The Gaussian itself is not squashed."""
+        """Log-density of actions (B, act_dim): (B,). The Gaussian itself is not squashed."""
         mean, log_std = self(obs, dropout)
         z = (actions - mean) * torch.exp(-log_std)
         return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 class Critic(nn.Module):
-    """E Q-functions, each an mlp() of observation and action; one batched matmul per layer serves all of them."""
+    """E Q-functions, each with the layers of mlp(); one batched matmul per layer serves all."""
 
     def __init__(self, num_critics: int, obs_dim: int, act_dim: int):
         super().__init__()
-        members = [
-            [m for m in mlp(obs_dim + act_dim, 1) if isinstance(m, nn.Linear)]
-            for _ in range(num_critics)
-        ]
-        self.weights = nn.ParameterList(
-            torch.stack([m.weight.detach().T for m in layer]) for layer in zip(*members)
-        )
-        self.biases = nn.ParameterList(
-            torch.stack([m.bias.detach()[None] for m in layer]) for layer in zip(*members)
-        )
+        members = [mlp(obs_dim + act_dim, 1) for _ in range(num_critics)]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for index in (0, 2, 4):  # where the linear layers stand in mlp()
+            weights = [member[index].weight.detach().T for member in members]
+            biases = [member[index].bias.detach()[None] for member in members]
+            self.weights.append(torch.stack(weights))  # (E, fan_in, fan_out)
+            self.biases.append(torch.stack(biases))  # (E, 1, fan_out)
 
     def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        x = torch.cat([obs, actions], -1).expand(
-            len(self.weights[0]), -1, -1
-        )  # (E, B, obs_dim + act_dim)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            x = torch.baddbmm(bias, F.relu(x) if layer else x, weight)
-        return x.squeeze(-1)  # (E, B)
+        """Q (E, B) of obs (B, obs_dim) and actions (B, act_dim)."""
+        x = torch.cat([obs, actions], -1)
+        x = x.expand(len(self.weights[0]), -1, -1)  # (E, B, obs_dim + act_dim)
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            if index > 0:
+                x = F.relu(x)
+            x = torch.baddbmm(bias, x, weight)
+        return x.squeeze(-1)
+
+
+# ---- replay buffer: the same in every script ----
+class ReplayBuffer:
+    """Transitions, a row of a table each: first the data set, then up to `capacity` online."""
+
+    def __init__(self, columns: dict[str, np.ndarray], capacity: int, device: torch.device):
+        self.shapes = {name: column.shape[1:] for name, column in columns.items()}
+        self.widths = [math.prod(shape) for shape in self.shapes.values()]
+        self.offline_size = len(columns["rewards"])
+        self.size = self.offline_size
+        self.rows = torch.empty(self.size + capacity, sum(self.widths), device=device)
+        for part, column in zip(self.rows[: self.size].split(self.widths, dim=1), columns.values()):
+            part.copy_(torch.from_numpy(column).reshape(part.shape))
+
+    def add(self, **transition) -> None:
+        """Append one transition, given by the names of the columns."""
+        parts = [np.ravel(transition[name]) for name in self.shapes]
+        self.rows[self.size] = torch.from_numpy(np.concatenate(parts))
+        self.size += 1
+
+    def sample(
+        self, batch_size: int, offline_ratio: float | None = None, newest: int = sys.maxsize
+    ) -> dict[str, torch.Tensor]:
+        """Each column of a random batch, as (batch_size,) or (batch_size, dim), with replacement.
+
+        Uniform over all that is held. With an offline_ratio: that share from the data set (it comes
+        first in the batch), the rest from the `newest` online transitions."""
+        device = self.rows.device
+        if offline_ratio is None:
+            index = torch.randint(self.size, (batch_size,), device=device)
+        else:
+            oldest = max(self.offline_size, self.size - newest)
+            index = torch.randint(oldest, self.size, (batch_size,), device=device)
+            offline = round(offline_ratio * batch_size)
+            index[:offline] = torch.randint(self.offline_size, (offline,), device=device)
+        parts = self.rows[index].split(self.widths, dim=1)
+        batch = {}
+        for part, (name, shape) in zip(parts, self.shapes.items()):
+            batch[name] = part.reshape(batch_size, *shape)
+        return batch
+
+
+# ---- end of replay buffer ----
+
+
+def wilson(share: float, number: int, z: float) -> tuple[float, float]:
+    """Wilson's bounds of a share seen in `number` trials, z standard errors to each side."""
+    center = share + z**2 / (2 * number)
+    width = z * math.sqrt(share * (1 - share) / number + (z / (2 * number)) ** 2)
+    scale = 1 + z**2 / number
+    return (center - width) / scale, (center + width) / scale
+
+
+def newcombe(first: list[float], second: list[float], z: float) -> tuple[float, float]:
+    """Newcombe's bounds of the difference of two means of 0s and 1s: the errors of both count."""
+    share, other = np.mean(first), np.mean(second)
+    low, high = wilson(share, len(first), z)
+    other_low, other_high = wilson(other, len(second), z)
+    lower = share - other - math.hypot(share - low, other_high - other)
+    upper = share - other + math.hypot(high - share, other - other_low)
+    return lower, upper
 
 
 @dataclasses.dataclass
 class Gate:
-    """How much of an episode is the guide's. All returns are raw and undiscounted, as the environment pays them."""
+    """How much of an episode is the guide's. All returns are raw and undiscounted."""
 
     args: Args
     stage: int = 0  # k: 0 the guide alone ... n the learner alone
     random_return: float = 0.0  # J_r, where the data set tells it
-    guide: list = dataclasses.field(
-        default_factory=list
-    )  # [return, length, solved] of every episode of the guide alone
-    returns: list = dataclasses.field(
-        default_factory=list
-    )  # of the last episodes since the stage was entered
+    # [return, length, solved] of every episode of the guide alone
+    guide: list = dataclasses.field(default_factory=list)
+    # of the last episodes since the stage was entered
+    returns: list = dataclasses.field(default_factory=list)
     acted: int = 0  # in how many episodes since then the learner acted
-    evaluations: list = dataclasses.field(
-        default_factory=list
-    )  # curriculum: the last returns of guide and learner together
-    best: float | None = None  # curriculum: the best mean of 5 evaluations so far
+    # curriculum: the last returns of guide and learner together
+    evaluations: list = dataclasses.field(default_factory=list)
+    best: float = 0.0  # curriculum: the best mean of 5 evaluations so far, at first the guide's
 
     def calibrated(self) -> bool:
+        """Whether the guide has shown enough: from then on the learner's policy trains."""
         return self.args.schedule == "direct" or len(self.guide) >= self.args.calibration_episodes
 
     def horizons(self) -> list[float]:
         """The numbers of guide steps h that an episode may have now."""
         if self.stage == 0:
             return [math.inf]
-        lengths = (
-            [length for _, length, solved in self.guide if solved]
-            or [length for _, length, _ in self.guide]
-            or [0]
-        )
-        some = range(1, self.args.stages + 1) if self.args.schedule == "random" else [self.stage]
-        return [round(np.mean(lengths) * (1 - k / self.args.stages)) for k in some]
+        lengths = [length for _, length, solved in self.guide if solved]
+        if not lengths:
+            lengths = [length for _, length, _ in self.guide] or [0]
+        stages = [self.stage]
+        if self.args.schedule == "random":
+            stages = range(1, self.args.stages + 1)
+        return [round(np.mean(lengths) * (1 - k / self.args.stages)) for k in stages]
+
+    def guide_returns(self) -> list[float]:
+        """Of every episode of the guide alone."""
+        return [value for value, _, _ in self.guide]
 
     def move(self, stage: int) -> None:
-        self.stage, self.returns, self.acted = stage, [], 0
+        """Enter a stage: what was seen at another one no longer counts."""
+        self.stage = stage
+        self.returns = []
+        self.acted = 0
 
     def bounds(self) -> tuple[float, float, float]:
-        """Lower and upper bound of the mean return at this stage, and the threshold that they are held against."""
-        args, m, mean, guide = (
-            self.args,
-            len(self.returns),
-            np.mean(self.returns),
-            [episode[0] for episode in self.guide],
-        )
-        if {*guide, *self.returns} <= {0.0, 1.0}:  # Wilson's bounds of a share
-            z = np.array([-args.z_advance, args.z_retreat])
-            bounds = (
-                mean + z**2 / (2 * m) + z * np.sqrt(mean * (1 - mean) / m + (z / (2 * m)) ** 2)
-            ) / (1 + z**2 / m)
-            return *bounds, np.mean(guide) - args.tolerance
-        guide_std = np.std(guide, ddof=1)
-        std = max(
-            np.std(self.returns, ddof=1), 0.25 * guide_std
-        )  # a few equal returns are no certainty
-        error = math.sqrt(std**2 / m + guide_std**2 / len(guide))
-        threshold = np.mean(guide) - args.tolerance * abs(np.mean(guide) - self.random_return)
+        """Lower and upper bound of the mean return at this stage, and the threshold for both.
+
+        They are the guide's mean plus bounds of the difference from it: its error counts, too.
+        """
+        args, guide = self.args, self.guide_returns()
+        guide_mean = np.mean(guide)
+        if {*guide, *self.returns} <= {0.0, 1.0}:
+            lower, _ = newcombe(self.returns, guide, args.z_advance)
+            _, upper = newcombe(self.returns, guide, args.z_retreat)
+            return guide_mean + lower, guide_mean + upper, guide_mean - args.tolerance
+        mean, guide_std = np.mean(self.returns), np.std(guide, ddof=1)
+        std = max(np.std(self.returns, ddof=1), 0.25 * guide_std)  # equal returns are no certainty
+        error = math.sqrt(std**2 / len(self.returns) + guide_std**2 / len(guide))
+        threshold = guide_mean - args.tolerance * abs(guide_mean - self.random_return)
         return mean - args.z_advance * error, mean + args.z_retreat * error, threshold
 
     def after_episode(self, stats: dict, solved: bool, guide_share: float) -> dict[str, float]:
-        """Take in a finished training episode and decide; what went into it is returned (verdict 1: advance, -1: retreat)."""
-        self.guide += [[float(stats["r"]), int(stats["l"]), solved]] if self.stage == 0 else []
-        self.returns = [*self.returns, float(stats["r"])][-self.args.window :]
-        self.acted += guide_share < 1
-        if self.stage == 0 and self.calibrated() and len(self.returns) >= self.args.min_episodes:
-            self.move(1)
-        elif self.args.schedule == "automatic" and self.acted >= self.args.min_episodes:
-            mean, (lower, upper, threshold) = np.mean(self.returns), self.bounds()
-            verdict = int(lower >= threshold) - int(upper < threshold)
-            if verdict and self.stage + verdict <= self.args.stages:
-                self.move(self.stage + verdict)
-            return dict(zip(GATE, (mean, lower, upper, threshold, verdict)))
-        return {}
+        """Take in a finished training episode and decide; what went into it is returned."""
+        value = float(stats["r"])
+        self.returns = [*self.returns, value][-self.args.window :]
+        if guide_share < 1:
+            self.acted += 1
+        if self.stage == 0:
+            self.guide.append([value, int(stats["l"]), solved])
+            if self.calibrated() and len(self.returns) >= self.args.min_episodes:
+                self.best = float(np.mean(self.guide_returns()))
+                self.move(1)
+            return {}
+        if self.args.schedule != "automatic" or self.acted < self.args.min_episodes:
+            return {}
+        mean = np.mean(self.returns)
+        lower, upper, threshold = self.bounds()
+        verdict = 0
+        if lower >= threshold:
+            verdict = 1
+        elif upper < threshold:
+            verdict = -1
+        if verdict != 0 and self.stage + verdict <= self.args.stages:
+            self.move(self.stage + verdict)
+        return {
+            "online/gate_estimate": mean,
+            "online/gate_lower": lower,
+            "online/gate_upper": upper,
+            "online/gate_threshold": threshold,
+            "online/gate_verdict": verdict,
+        }
 
     def after_evaluation(self, value: float) -> dict[str, float]:
-        """For `curriculum`: the same with the mean return of an evaluation of guide and learner together."""
+        """For `curriculum`: the same with the mean return of guide and learner in an evaluation."""
+        if self.stage == 0:  # the guide alone: what it returns is known from its own episodes
+            return {}
         self.evaluations = [*self.evaluations, value][-5:]
-        if self.stage == 0 or len(self.evaluations) < 5:
+        if len(self.evaluations) < 5:
             return {}
         average = float(np.mean(self.evaluations))
-        best = average if self.best is None else self.best
-        threshold, self.best = best - self.args.tolerance * abs(best), max(average, best)
-        if average >= threshold:
+        threshold = self.best - self.args.tolerance * abs(self.best)
+        self.best = max(self.best, average)
+        verdict = int(average >= threshold)
+        if verdict:
             self.move(min(self.stage + 1, self.args.stages))
-        return dict(zip([GATE[0], *GATE[3:]], (average, threshold, int(average >= threshold))))
+        return {
+            "online/gate_estimate": average,
+            "online/gate_threshold": threshold,
+            "online/gate_verdict": verdict,
+        }
 
 
 class Agent(nn.Module):
-    """The networks of jump-started IQL (so that state_dict() is what a checkpoint holds), their optimizer and their update."""
+    """The networks of JSRL (what a checkpoint holds), their optimizer and their update."""
 
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()
         self.args = args
-        self.actor, self.value = Actor(obs_dim, act_dim), mlp(obs_dim, 1)
-        self.guide = copy.deepcopy(self.actor).requires_grad_(
-            False
-        )  # what the learner, self.actor, was at the switch
+        self.actor = Actor(obs_dim, act_dim)
+        self.guide = copy.deepcopy(self.actor).requires_grad_(False)  # the policy at the switch
+        self.value = mlp(obs_dim, 1)
         self.critic = Critic(args.num_critics, obs_dim, act_dim)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.to(device)
-        groups = [
-            {"params": [*self.actor.parameters()]},
-            {"params": [*self.value.parameters(), *self.critic.parameters()]},
-        ]
-        self.optimizer = torch.optim.Adam(groups, lr=args.learning_rate, fused=True)
+        actor = {"params": [*self.actor.parameters()]}
+        others = {"params": [*self.value.parameters(), *self.critic.parameters()]}
+        self.optimizer = torch.optim.Adam([actor, others], lr=args.learning_rate, fused=True)
+        self.compiled_loss = compiled(self.loss, args, device)
         self.gate = Gate(args)
-        if args.compile:
-            self.loss = torch.compile(
-                self.loss, mode="reduce-overhead" if device.type == "cuda" else None
-            )
 
-    def get_extra_state(self) -> dict:  # what a checkpoint holds of the gate
+    def get_extra_state(self) -> dict:
+        """What a checkpoint holds of the gate (state_dict() asks for it)."""
         return {name: value for name, value in vars(self.gate).items() if name != "args"}
 
     def set_extra_state(self, state: dict) -> None:
+        """The gate of a checkpoint (load_state_dict() hands it over)."""
         vars(self.gate).update(state)
 
     def jump_start(self, random_return: float) -> None:
-        """The switch: the policy becomes the guide, and the learner goes on from it or starts anew."""
+        """The switch: the policy becomes the guide; the learner goes on from it or starts anew."""
         self.guide.load_state_dict(self.actor.state_dict())
-        self.gate = Gate(
-            self.args, self.args.stages * (self.args.schedule == "direct"), random_return
-        )
+        self.gate = Gate(self.args, random_return=random_return)
+        if self.args.schedule == "direct":
+            self.gate.stage = self.args.stages
         if self.args.init == "cold":
             obs_dim, act_dim = self.actor.mean[0].in_features, len(self.actor.log_std)
             self.actor.load_state_dict(Actor(obs_dim, act_dim).state_dict())
             self.value.load_state_dict(mlp(obs_dim, 1).state_dict())
-            self.critic.load_state_dict(
-                Critic(self.args.num_critics, obs_dim, act_dim).state_dict()
-            )
+            new_critic = Critic(self.args.num_critics, obs_dim, act_dim)
+            self.critic.load_state_dict(new_critic.state_dict())
             self.critic_target.load_state_dict(self.critic.state_dict())
             self.optimizer.state.clear()
 
     @torch.no_grad()
     def act(self, obs: torch.Tensor, deterministic: bool, guided: bool = False) -> torch.Tensor:
-        """Action (act_dim,) in [-1, 1] for one observation (obs_dim,): the guide's mean, or the learner's mean or sample."""
-        mean, log_std = (self.guide if guided else self.actor)(obs)
-        return (
-            mean
-            if deterministic or guided
-            else (mean + log_std.exp() * torch.randn_like(mean)).clamp(-1.0, 1.0)
-        )
+        """Action in [-1, 1] for one observation: the guide's mean, the learner's or its sample."""
+        if guided:
+            return self.guide(obs)[0]
+        mean, log_std = self.actor(obs)
+        if deterministic:
+            return mean
+        noise = torch.randn_like(mean)
+        return (mean + log_std.exp() * noise).clamp(-1.0, 1.0)
 
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Sum of the three losses, each with gradients to its own network only; and what to log."""
-        obs, actions = batch["obs"], batch["actions"]
+        """Sum of the three losses, each with gradients to its own network; and what to log."""
+        obs, actions, args = batch["obs"], batch["actions"], self.args
         with torch.no_grad():
             target_q = self.critic_target(obs, actions).amin(0)  # (E, B) -> (B,)
-            target = (
-                batch["rewards"]
-                + self.args.gamma
-                * (1 - batch["terminations"])
-                * self.value(batch["next_obs"])[:, 0]
-            )
+            next_value = self.value(batch["next_obs"]).squeeze(-1)
+            target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_value
 
         value = self.value(obs).squeeze(-1)
         u = target_q - value  # the advantage of the data's action
-        value_loss = (
-            torch.where(u > 0, self.args.expectile, 1 - self.args.expectile) * u.square()
-        ).mean()
-        weights = torch.exp(self.args.beta * u.detach()).clamp(
-            max=100.0
-        )  # no single action may rule the batch
-        actor_loss = -(weights * self.actor.log_prob(obs, actions, self.args.dropout)).mean()
+        value_loss = (torch.where(u > 0, args.expectile, 1 - args.expectile) * u.square()).mean()
+        weights = torch.exp(args.beta * u.detach()).clamp(max=100.0)  # no single action may rule
+        actor_loss = -(weights * self.actor.log_prob(obs, actions, args.dropout)).mean()
         q = self.critic(obs, actions)  # (E, B)
         critic_loss = (q - target).square().mean(1).sum()
 
-        logged = (
-            value_loss,
-            critic_loss,
-            actor_loss,
-            q.mean(),
-            value.mean(),
-            u.mean(),
-            weights.mean(),
-        )
-        return value_loss + actor_loss + critic_loss, {
-            name: x.detach() for name, x in zip(METRICS, logged)
-        }
+        metrics = {"value_loss": value_loss, "critic_loss": critic_loss, "actor_loss": actor_loss}
+        metrics |= {"q": q.mean(), "v": value.mean(), "advantage": u.mean()}
+        metrics |= {"weight": weights.mean()}
+        loss = value_loss + actor_loss + critic_loss
+        return loss, {name: metric.detach() for name, metric in metrics.items()}
+
+    def set_actor_lr(self, learning_rate: float) -> None:
+        """Adam's step size of the policy, which is the optimizer's first group of parameters."""
+        self.optimizer.param_groups[0]["lr"] = learning_rate
 
     def update(
         self, batch: dict[str, torch.Tensor], train_actor: bool = True
     ) -> dict[str, torch.Tensor]:
-        """One gradient step on all networks (the learner's policy may rest), then the target critic follows."""
+        """One gradient step (the learner's policy may rest), then the target critic follows."""
         self.optimizer.zero_grad()
-        loss, metrics = self.loss(batch)
+        loss, metrics = self.compiled_loss(batch)
         loss.backward()
         if not train_actor:
             self.actor.zero_grad()  # no gradient at all: Adam leaves these parameters alone
         self.optimizer.step()
-        critic = [
-            parameter.detach() for parameter in self.critic.parameters()
-        ]  # else a graph grows behind the target
+        critic = [parameter.detach() for parameter in self.critic.parameters()]
         torch._foreach_lerp_(list(self.critic_target.parameters()), critic, self.args.tau)
         return metrics
 
 
 def return_scale(rewards: np.ndarray, ends: np.ndarray) -> float:
-    """1000 / (highest - lowest episode return); rewards (N,), ends (episodes,) one past each episode's last."""
+    """1000 / (highest - lowest episode return); rewards (N,), ends (episodes,) as in load_data."""
     returns = np.add.reduceat(rewards, np.r_[0, ends[:-1]], dtype=np.float64)
-    check(
-        returns.min() < returns.max(),
-        "all episodes have the same return: give --no-normalize-returns",
-    )
+    if returns.min() == returns.max():
+        fail("all episodes have the same return: give --no-normalize-returns")
     return float(1000 / (returns.max() - returns.min()))
 
 
 def mixture(agent: Agent, env: gym.Env, horizons: list[float]):
-    """What is deployed, as a function for Run.evaluate: in its i-th episode the guide acts for the i-th of `horizons` steps."""
+    """What is deployed, as a function for Run.evaluate.
+
+    In its i-th episode in `env` the guide acts for the i-th of `horizons` steps."""
     first = env.episode_count
 
     def act(obs: torch.Tensor, deterministic: bool) -> torch.Tensor:
@@ -462,20 +525,13 @@ def mixture(agent: Agent, env: gym.Env, horizons: list[float]):
 
 def main(args: Args) -> None:
     device = set_up(args)
-    least = {"calibration_episodes": 2, "min_episodes": 2, "window": args.min_episodes}
-    for name, number in least.items():
-        check(
-            getattr(args, name) >= number, f"--{name.replace('_', '-')} must be at least {number}"
-        )
-    check(0 <= args.offline_ratio <= 1, "--offline-ratio must lie between 0 and 1")
+    if args.window < args.min_episodes:
+        fail("--window must be at least --min-episodes")
     columns, ends, task, references = load_data(args)
-    env, eval_env = (
-        make_env(task, columns, args),
-        make_env(task, columns, args, video=args.capture_video),
-    )
-    scale = args.reward_scale * (
-        return_scale(columns["rewards"], ends) if args.normalize_returns else 1.0
-    )
+    env, eval_env = make_env(task), make_env(task)
+    scale = args.reward_scale
+    if args.normalize_returns:
+        scale *= return_scale(columns["rewards"], ends)
     columns["rewards"] = scale * columns["rewards"] + args.reward_bias
     buffer = ReplayBuffer(columns, args.online_steps, device)
     agent = Agent(columns["obs"].shape[1], columns["actions"].shape[1], args, device)
@@ -485,59 +541,58 @@ def main(args: Args) -> None:
     for step in run.steps("offline"):
         if args.actor_lr_decay:
             decay = 0.5 * (1 - math.cos(math.pi * (step - 1) / args.offline_steps))  # from 1 to 0
-            agent.optimizer.param_groups[0]["lr"] = args.learning_rate * decay
-        run.report(agent.update(buffer.sample(args.batch_size)))
+            agent.set_actor_lr(args.learning_rate * decay)
+        batch = buffer.sample(args.batch_size)
+        metrics = agent.update(batch)
+        run.report(metrics)
         if step % args.eval_every == 0 and step < 0:
             run.evaluate(agent.act, eval_env)
         run.checkpoint()
 
     # ---- the switch: the policy becomes the guide; learner and gate begin
     if run.phase == "offline":
-        agent.optimizer.param_groups[0]["lr"] = args.learning_rate
+        agent.set_actor_lr(args.learning_rate)
         run.evaluate(agent.act, eval_env)
         run.end_offline()
     if run.step == 0:  # later checkpoints hold the result
-        agent.jump_start(references[0] if references else 0.0)
+        random_return = 0.0
+        if references:
+            random_return = references[0]
+        agent.jump_start(random_return)
     gate = agent.gate
 
     # ---- online: environment steps 1, ..., online_steps
     obs, _ = env.reset(seed=run.seed(0, run.episode))
     for step in run.steps("online"):
-        length = env.episode_lengths
+        length = env.episode_lengths  # so far
         if length == 0:  # an episode begins; its h is fixed
             solved, stage, horizons = False, gate.stage, gate.horizons()
             horizon = horizons[run.seed(3, run.episode) % len(horizons)]
-        action = (
-            agent.act(
-                torch.from_numpy(obs).to(device), deterministic=False, guided=length < horizon
-            )
-            .cpu()
-            .numpy()
-        )
+        guided = length < horizon
+        action = agent.act(torch.from_numpy(obs).to(device), deterministic=False, guided=guided)
+        action = action.cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
-        reward, solved = (
-            scale * float(reward) + args.reward_bias,
-            solved or bool(info.get("success", False)),
-        )
+        reward = scale * float(reward) + args.reward_bias
+        solved = solved or bool(info.get("success", False))
         buffer.add(
             obs=obs, actions=action, rewards=reward, next_obs=next_obs, terminations=terminated
         )
         obs = next_obs
         if buffer.size - buffer.offline_size >= args.batch_size:
             batch = buffer.sample(args.batch_size, args.offline_ratio, args.online_window)
-            run.report(agent.update(batch, train_actor=gate.calibrated()))
+            metrics = agent.update(batch, train_actor=gate.calibrated())
+            run.report(metrics)
         if step % args.eval_every == 0 or step == args.online_steps:
-            run.evaluate(mixture(agent, eval_env, gate.horizons()), eval_env)
+            deployed = run.evaluate(mixture(agent, eval_env, gate.horizons()), eval_env)
             run.evaluate(agent.act, eval_env, "eval_learner", "learner")
-            if args.schedule == "curriculum" and (
-                decision := gate.after_evaluation(run.history[step]["return"])
-            ):
-                run.log(decision, {})
+            if args.schedule == "curriculum":
+                decision = gate.after_evaluation(deployed["return"])
+                if decision:
+                    run.log(decision)
         if terminated or truncated:
-            decision = gate.after_episode(
-                info["episode"], solved, share := min(horizon / (length + 1), 1.0)
-            )
-            run.log({"online/stage": stage, "online/guide_share": share} | decision, {})
+            share = min(horizon / (length + 1), 1.0)
+            decision = gate.after_episode(info["episode"], solved, share)
+            run.log({"online/stage": stage, "online/guide_share": share} | decision)
             run.end_episode(info["episode"])
             obs, _ = env.reset(seed=run.seed(0, run.episode))
     run.finish()
@@ -545,335 +600,457 @@ def main(args: Args) -> None:
 
 # ==== below this line: the same in every script (tests/test_shared_blocks.py) ====
 
-SCRIPT, BUNDLED = Path(__file__), Path(__file__).resolve().parent / "datasets"
+SCRIPT = Path(__file__)
+BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
-PROGRESS = (
-    "phase",
-    "step",
-    "episode",
-    "history",
-    "seconds",
-)  # attributes of Run that a resumed run goes on with
-# Mean returns of a random policy and of an expert, for mujoco/* data, which name none: D4RL v2, measured on gym's v2 tasks.
-REFERENCE_SCORES = {"hopper": (-20.272305, 3234.3), "halfcheetah": (-280.178953, 12135.0)}
-REFERENCE_SCORES |= {"walker2d": (1.629008, 4592.3), "ant": (-325.6, 3879.7)}
+PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
+EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
+# Mean returns of a random policy and of an expert, for mujoco/* data, which name none: D4RL v2,
+# measured on gym's v2 tasks.
+REFERENCE_SCORES = {
+    "hopper": (-20.272305, 3234.3),
+    "halfcheetah": (-280.178953, 12135.0),
+    "walker2d": (1.629008, 4592.3),
+    "ant": (-325.6, 3879.7),
+}
 
 
-def check(condition: bool, message: str, status: int = 2) -> None:
-    """Unless the condition holds, end the run with one sentence: status 2 bad input, 3 diverged, 130/143 interrupted."""
-    if not condition:
-        print(f"{SCRIPT.name}: {message}", file=sys.stderr)
-        raise SystemExit(status)
+def fail(message: str, status: int = 2) -> typing.NoReturn:
+    """End the run with one sentence; status 2: bad input, 3: the run diverged."""
+    print(f"{SCRIPT.name}: {' '.join(message.split())}"[:1500], file=sys.stderr)
+    raise SystemExit(status)
+
+
+def check_ranges(args) -> None:
+    """Every argument must be of its type and in its range, from a command line or a checkpoint."""
+    for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
+        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        kind, *bounds = typing.get_args(hint) or [hint]
+        if typing.get_origin(hint) is Annotated:
+            if type(value) is not kind or not bounds[0] <= value <= bounds[1]:
+                fail(f"{flag} must be between {bounds[0]:g} and {bounds[1]:g}, not {value}")
+        elif typing.get_origin(hint) is Literal:
+            if value not in [kind, *bounds]:
+                fail(f"{flag} must be one of {kind}, {', '.join(bounds)}, not {value}")
+        elif not isinstance(value, hint):
+            fail(f"{flag} must be of the type {hint}, not {value!r}")
+
+
+def device_of(args: Args) -> torch.device:
+    """Where networks and data live."""
+    return torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
+
+
+def check_memory(size: float, purpose: str, args: Args) -> None:
+    """Refuse `size` bytes for a purpose where the machine, or the GPU, has less in all."""
+    device = device_of(args)
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+    else:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > total:
+        fail(f"{purpose} would need {size / 1e9:,.1f} GB; there are {total / 1e9:,.1f} GB")
+
+
+# ---- data and environment
 
 
 def flatten(space: gym.Space, x) -> np.ndarray:
-    """One observation -> (dim,), a column of T -> (T, dim) float32, in the order of gymnasium.spaces.flatten."""
+    """One observation -> (dim,), T of them -> (T, dim), float32, as gymnasium.spaces.flatten."""
     if isinstance(space, gym.spaces.Dict):
         return np.concatenate([flatten(sub, x[key]) for key, sub in space.items()], axis=-1)
-    check(
-        isinstance(space, gym.spaces.Box) and len(space.shape) < 3,
-        f"observations must be vectors, not {space}",
-    )
-    x = np.array(x, np.float32)  # a copy: some tasks change the observation that they returned
-    return x.reshape(*x.shape[: x.ndim - len(space.shape)], -1)
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) > 2:
+        fail(f"observations must be vectors, not {space}")
+    x = np.asarray(x)
+    leading = x.shape[: x.ndim - len(space.shape)]
+    if x.dtype.kind not in "fiub" or x.shape != leading + space.shape or len(leading) > 1:
+        fail(f"observations of {space} cannot be an array of {x.dtype} with the shape {x.shape}")
+    # A copy: some tasks change the observation that they returned.
+    return np.array(x, np.float32).reshape(*leading, -1)
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a data set that leads elsewhere (to code, to other files) or counts wrongly."""
+    metadata = json.loads((folder / "metadata.json").read_text())
+    if not {"observation_space", "action_space"} <= metadata.keys():  # Minari would build the task
+        fail(f"{folder} does not tell its observation and action space")
+    with h5py.File(folder / "main_data.hdf5", "r") as file:
+        links = []
+        file.visititems_links(lambda name, link: links.append((name, type(link))))
+        for name, kind in links:
+            item = file[name] if kind is h5py.HardLink else None
+            if (
+                item is None
+                or isinstance(item, h5py.Dataset)
+                and (item.external or item.is_virtual)
+            ):
+                fail(f"{folder}: {name} leads to other data, which is not followed")
+        steps = sum(len(episode["rewards"]) for episode in file.values())
+        counted = {"total_episodes": len(file), "total_steps": steps}
+    for name, count in counted.items():
+        if metadata.get(name) != count:
+            fail(f"{folder} says {name} = {metadata.get(name)}, but holds {count}")
 
 
 def find_dataset(dataset_id: str) -> minari.MinariDataset:
     """The bundled copy, else the local Minari copy, else a download."""
-    for folder in (BUNDLED, minari.storage.get_dataset_path()):
-        if (folder / dataset_id / "data").is_dir():
-            return minari.MinariDataset(folder / dataset_id / "data")
-    try:
-        return minari.load_dataset(dataset_id, download=True)
-    except Exception as error:
-        have = [str(path.parent.relative_to(BUNDLED)) for path in BUNDLED.glob("**/data")] + [
-            *minari.list_local_datasets()
-        ]
-        why = f"`minari download {dataset_id}` fails: {type(error).__name__}: {error}".splitlines()[
-            0
-        ]
-        check(
-            False,
-            f"no data set {dataset_id} (bundled or local: {', '.join(sorted(have)) or 'none'}), and {why}",
-        )
+    if not re.fullmatch(r"[\w-]+(/[\w-]+)*", dataset_id):
+        fail(f"--dataset-id {dataset_id!r} is no Minari id, such as D4RL/hopper/medium-v2")
+    roots = [BUNDLED, minari.storage.get_dataset_path()]
+    folders = [root / dataset_id / "data" for root in roots]
+    if not any(folder.is_dir() for folder in folders):
+        try:
+            minari.download_dataset(dataset_id)
+        except Exception as error:
+            found = [(root, path) for root in roots for path in root.glob("**/data/metadata.json")]
+            have = sorted(str(path.parent.parent.relative_to(root)) for root, path in found)
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            fail(
+                f"no data set {dataset_id} (bundled or local: {', '.join(have) or 'none'}), "
+                f"and `minari download {dataset_id}` fails: {why}"
+            )
+    folder = next(folder for folder in folders if folder.is_dir())
+    check_files(folder)
+    return minari.MinariDataset(folder)
+
+
+def check_episode(episode: minari.EpisodeData, obs: np.ndarray, act_shape: tuple) -> None:
+    """An episode of T steps has T + 1 observations, T of the rest, and ends at its last step."""
+    steps, which = len(episode.rewards), f"episode {episode.id}"
+    columns = {
+        "observations": (obs, (steps + 1, *obs.shape[1:])),
+        "actions": (episode.actions, (steps, *act_shape)),
+        "rewards": (episode.rewards, (steps,)),
+        "terminations": (episode.terminations, (steps,)),
+    }
+    for name, (column, shape) in columns.items():
+        if column.dtype.kind not in "fiub" or column.shape != shape:
+            fail(f"{which}: {column.dtype} {name} of shape {column.shape}, not numbers of {shape}")
+    if not np.isin(episode.terminations, (0, 1)).all():
+        fail(f"{which}: terminations must be 0 or 1")
+    if episode.terminations[:-1].any():
+        fail(f"{which} goes on after it has terminated")
 
 
 def read_episodes(
     dataset: minari.MinariDataset, success_ends_episode: bool
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """All transitions as float32 columns, rewards raw, actions rescaled to [-1, 1]; and one past each episode's last.
-    An episode of T steps has T + 1 observations, so the last transition is kept even where a time limit cut it."""
-    obs_dim, low, high = (
-        gym.spaces.flatdim(dataset.observation_space),
-        dataset.action_space.low,
-        dataset.action_space.high,
-    )
-    shapes = {
-        "obs": (obs_dim,),
-        "actions": low.shape,
-        "rewards": (),
-        "next_obs": (obs_dim,),
-        "terminations": (),
-    }
-    columns = {
-        name: np.empty((int(dataset.total_steps), *shape), np.float32)
-        for name, shape in shapes.items()
-    }
-    ends = [0]
+    """All transitions as float32 columns, and one past the last row of each episode.
+
+    Rewards are raw, actions rescaled to [-1, 1]. An episode of T steps has T + 1 observations, so
+    the last transition is kept even where a time limit cut the episode."""
+    box = dataset.action_space
+    obs_dim, total = gym.spaces.flatdim(dataset.observation_space), int(dataset.total_steps)
+    shapes = {"obs": (obs_dim,), "actions": box.shape, "rewards": ()}
+    shapes |= {"next_obs": (obs_dim,), "terminations": ()}
+    columns = {name: np.empty((total, *shape), np.float32) for name, shape in shapes.items()}
+    ends, farthest = [0], 0.0
     for episode in dataset.iterate_episodes():
-        obs, length = flatten(dataset.observation_space, episode.observations), len(episode.rewards)
-        terminations = episode.terminations
+        obs = flatten(dataset.observation_space, episode.observations)
+        check_episode(episode, obs, box.shape)
+        length, terminations = len(episode.rewards), episode.terminations.astype(bool)
+        if length == 0:
+            continue
         if success_ends_episode:
-            success = np.asarray((episode.infos or {}).get("success", episode.rewards > 0), bool)[
-                -length:
-            ]
+            success = np.asarray((episode.infos or {}).get("success", episode.rewards > 0), bool)
+            success = success[-length:]  # infos may have an entry for the reset, too
             length = min([length, *np.flatnonzero(success)[:1] + 1])
             terminations = terminations | success
         rows = slice(ends[-1], ends[-1] + length)
         columns["obs"][rows], columns["next_obs"][rows] = obs[:length], obs[1 : length + 1]
-        actions = 2 * (episode.actions[:length] - low) / (high - low) - 1
-        columns["actions"][rows] = actions.clip(
-            -1 + 1e-5, 1 - 1e-5
-        )  # tanh never reaches the borders
-        columns["rewards"][rows], columns["terminations"][rows] = (
-            episode.rewards[:length],
-            terminations[:length],
+        actions = 2 * (episode.actions[:length] - box.low) / (box.high - box.low) - 1
+        farthest = max(farthest, np.abs(actions).max())
+        columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # tanh never reaches 1
+        columns["rewards"][rows] = episode.rewards[:length]
+        columns["terminations"][rows] = terminations[:length]
+        ends.append(rows.stop)
+    if ends[-1] == 0:
+        fail("the data set holds no transition")
+    if farthest > 3.0:
+        fail(
+            f"actions lie up to {farthest:.3g} half-widths of the action box {box} from its middle"
         )
-        ends += [rows.stop] if length else []
-    check(ends[-1] > 0, "the data set holds no transition")
+    if farthest > 1.001:
+        print(f"note: actions outside their box (up to {farthest:.3g} half-widths) are clipped")
     return {name: column[: ends[-1]] for name, column in columns.items()}, np.array(ends[1:])
 
 
-def task_of(metadata: dict, args: Args) -> gym.envs.registration.EnvSpec:
-    """The task that belongs to the data: its evaluation variant where there is one (it fixes start and goal of a maze),
-    mirrored back where its walls are the mirror image of the data's, as in Minari's umaze."""
-    specs = [
-        gym.envs.registration.EnvSpec.from_json(metadata[k])
-        for k in ("env_spec", "eval_env_spec")
-        if metadata.get(k)
-    ]
-    check(bool(specs), "the data set names no environment: create it with the argument env=...")
-    task = specs[-1]
-    if "gymnasium_robotics" in str(
-        task.entry_point
-    ):  # imported only here, without its notice about Adroit
-        with (
-            open(os.devnull, "w") as null,
-            contextlib.redirect_stdout(null),
-            contextlib.redirect_stderr(null),
-        ):
+def leads_elsewhere(x) -> bool:
+    """Is there a string in a nested structure that can name a file or a module?"""
+    if isinstance(x, dict | list):
+        return any(leads_elsewhere(entry) for entry in (x.values() if isinstance(x, dict) else x))
+    return isinstance(x, str) and any(mark in x for mark in "/\\:")
+
+
+def registered(spec: str) -> gym.envs.registration.EnvSpec:
+    """The task that a data set names (JSON of an EnvSpec), as it is registered on this machine.
+
+    A file must not choose what code runs: of its specification only the id, plain arguments and the
+    time limit count; entry points and wrappers in it are ignored."""
+    named = json.loads(spec)
+    env_id, kwargs = named["id"], named.get("kwargs") or {}
+    if env_id not in gym.registry:  # imported only here, without its notice about Adroit
+        noise = io.StringIO()
+        with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
             gym.register_envs(importlib.import_module("gymnasium_robotics"))
-    if "adroit" in str(task.entry_point):
-        print(
-            "note: gymnasium-robotics 1.2.1 changed the dense Adroit rewards: compare with tools/check_data.py"
-        )
-    walls = [
-        [[cell == 1 for cell in row] for row in spec.kwargs.get("maze_map", [])] for spec in specs
-    ]
-    if walls[0] != walls[-1]:
-        check(
-            [row[::-1] for row in walls[-1]] == walls[0],
-            "the evaluation maze has other walls than the data's",
-        )
-        task.kwargs["maze_map"] = [row[::-1] for row in task.kwargs["maze_map"]]
-    task.kwargs |= {"continuing_task": False} if args.success_ends_episode else {}
-    if (
-        task.max_episode_steps or math.inf
-    ) > 10_000:  # pointmaze data name a limit of a million steps
-        task.max_episode_steps = gym.registry.get(task.id, task).max_episode_steps
+    if env_id not in gym.registry:
+        fail(f"no environment {env_id} is registered: name the module that does it, --env-module")
+    if leads_elsewhere(kwargs):
+        fail(f"the arguments of {env_id} in the data set name a file or a module: {kwargs}")
+    task = copy.deepcopy(gym.registry[env_id])
+    task.kwargs |= kwargs
+    limit = named.get("max_episode_steps")
+    if isinstance(limit, int) and 0 < limit <= 10_000:  # pointmaze data name a million steps
+        task.max_episode_steps = limit
+    if task.max_episode_steps is None:
+        fail(f"{env_id} has no time limit: register it with max_episode_steps=...")
     return task
 
 
-def load_data(
-    args: Args,
-) -> tuple[dict[str, np.ndarray], np.ndarray, gym.envs.registration.EnvSpec, tuple | None]:
-    """The data set --dataset-id, checked: columns and episode ends, its task, and the returns that score 0 and 100."""
-    try:
-        dataset = find_dataset(args.dataset_id)
-        metadata, box = dataset.storage.metadata, dataset.action_space
-        vectors = isinstance(box, gym.spaces.Box) and len(box.shape) == 1
-        check(vectors and box.is_bounded(), f"actions must be vectors in a bounded Box, not {box}")
-        task = task_of(metadata, args)
-        columns, ends = read_episodes(dataset, args.success_ends_episode)
-    except Exception as error:  # a damaged file fails in h5py, JSON or Minari, in many ways
-        check(False, f"cannot read the data set {args.dataset_id}: {type(error).__name__}: {error}")
-    for name, column in columns.items():
-        check(
-            bool(np.isfinite(column).all()),
-            f"the data set {args.dataset_id} holds NaN or infinity in its {name}",
-        )
-    check(
-        args.batch_size <= ends[-1],
-        f"--batch-size {args.batch_size} is more than the {ends[-1]} transitions of the data",
-    )
-    references, source = REFERENCE_SCORES.get(args.dataset_id.split("/")[-2:][0]), "D4RL v2"
-    if metadata.get("ref_max_score") is not None:
-        references = (metadata["ref_min_score"], metadata["ref_max_score"])
-        source = metadata.get("o2o_reference_source", "the data set")
-    print(f"data: {args.dataset_id}, {len(ends)} episodes, {ends[-1]} transitions, task {task.id}")
-    print(
-        "score: 0 = return {:g}, 100 = return {:g}; {}".format(*references, source)
-        if references
-        else "score: none"
-    )
-    return columns, ends, task, references
+def task_of(metadata: dict, success_ends_episode: bool) -> gym.envs.registration.EnvSpec:
+    """The task of the data: the evaluation variant where there is one (a maze's start and goal).
+
+    It is mirrored back where its walls are the mirror image of the data's, as in Minari's umaze."""
+    specs = [metadata[key] for key in ("env_spec", "eval_env_spec") if metadata.get(key)]
+    if not specs:
+        fail("the data set names no environment: create it with the argument env=...")
+    train, task = registered(specs[0]), registered(specs[-1])
+    if "adroit" in str(task.entry_point):
+        print("note: gymnasium-robotics 1.2.1 changed Adroit's dense rewards: tools/check_data.py")
+    walls = []
+    for spec in (train, task):
+        walls.append([[cell == 1 for cell in row] for row in spec.kwargs.get("maze_map", [])])
+    if walls[0] != walls[1]:
+        if walls[0] != [row[::-1] for row in walls[1]]:
+            fail("the evaluation maze has other walls than the data's")
+        task.kwargs["maze_map"] = [row[::-1] for row in task.kwargs["maze_map"]]
+    constructor = gym.envs.registration.load_env_creator(task.entry_point)
+    if success_ends_episode and "continuing_task" in inspect.signature(constructor).parameters:
+        task.kwargs["continuing_task"] = False
+    return task
 
 
-def make_env(
-    task: gym.envs.registration.EnvSpec, columns: dict, args: Args, video: bool = False
-) -> gym.Env:
-    """The task with flat float32 observations, actions in [-1, 1] and episode statistics in info["episode"]."""
+def make_env(task: gym.envs.registration.EnvSpec) -> gym.Env:
+    """The task with flat float32 observations, actions in [-1, 1], info["episode"] at the end."""
     try:
-        env = gym.make(
-            task, disable_env_checker=True, **({"render_mode": "rgb_array"} if video else {})
-        )
-        if video:
-            env.reset(seed=0)
-            env.render()  # fails here, before anything is written, where nothing can be drawn
-            env = gym.wrappers.RecordVideo(
-                env, f"{args.run_dir}/{args.run_name}/videos", lambda n: n % args.eval_episodes == 0
-            )
+        env = gym.make(task, disable_env_checker=True)
     except Exception as error:
-        check(
-            False,
-            f"cannot build {task.id} {task.kwargs}: {error}"
-            + video * "; --capture-video may need MUJOCO_GL=egl",
-        )
-    dims = [gym.spaces.flatdim(env.observation_space), gym.spaces.flatdim(env.action_space)]
-    in_data = [columns[name].shape[1] for name in ("obs", "actions")]
-    check(
-        dims == in_data,
-        f"{task.id} has {dims} observation and action entries, the data have {in_data}",
-    )
-    space, flat_space = (
-        env.observation_space,
-        gym.spaces.Box(-np.inf, np.inf, (dims[0],), np.float32),
-    )
+        fail(f"cannot build {task.id} {task.kwargs}: {type(error).__name__}: {error}")
+    space = env.observation_space
+    flat_space = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.flatdim(space),), np.float32)
     env = gym.wrappers.TransformObservation(env, lambda obs: flatten(space, obs), flat_space)
     if (env.action_space.low != -1).any() or (env.action_space.high != 1).any():
         env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
     return gym.wrappers.RecordEpisodeStatistics(env)
 
 
-class ReplayBuffer:
-    """Transitions as rows of one tensor (a batch is one gather): the data set's, then up to `capacity` from interaction."""
+def references_of(dataset_id: str, metadata: dict) -> tuple[float, float] | None:
+    """The returns that score 0 and 100; None if nothing tells them."""
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    source = metadata.get("o2o_reference_source", "the data set")
+    if low is None and high is None:
+        low, high = REFERENCE_SCORES.get(dataset_id.split("/")[-2:][0], (None, None))
+        source = "D4RL v2"
+    if low is None and high is None:
+        print("score: none")
+        return None
+    numbers = all(isinstance(score, (int, float)) and math.isfinite(score) for score in (low, high))
+    if not numbers or low >= high:
+        fail(f"ref_min_score {low!r} and ref_max_score {high!r} must be numbers, the first smaller")
+    print(f"score: 0 = return {low:g}, 100 = return {high:g}; {source}")
+    return float(low), float(high)
 
-    def __init__(self, columns: dict[str, np.ndarray], capacity: int, device: torch.device):
-        self.shapes = {name: column.shape[1:] for name, column in columns.items()}
-        self.widths = [math.prod(shape) for shape in self.shapes.values()]
-        self.offline_size = self.size = len(columns["rewards"])
-        self.rows = torch.empty(self.size + capacity, sum(self.widths), device=device)
-        for part, column in zip(
-            self.rows[: self.size].split(self.widths, dim=1), columns.values(), strict=True
-        ):
-            part.copy_(torch.from_numpy(column).reshape(part.shape))
 
-    def add(self, **transition) -> None:
-        """Append one transition, given by the names of the columns."""
-        self.rows[self.size] = torch.from_numpy(
-            np.concatenate([np.ravel(transition[name]) for name in self.shapes])
+def load_data(
+    args: Args,
+) -> tuple[
+    dict[str, np.ndarray], np.ndarray, gym.envs.registration.EnvSpec, tuple[float, float] | None
+]:
+    """The data set, checked: columns, episode ends, its task, the returns that score 0 and 100."""
+    try:
+        dataset = find_dataset(args.dataset_id)
+        metadata, box = dataset.storage.metadata, dataset.action_space
+        if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not box.is_bounded():
+            fail(f"actions must be vectors in a bounded Box, not {box}")
+        columns, ends = read_episodes(dataset, args.success_ends_episode)
+        task = task_of(metadata, args.success_ends_episode)
+        env = make_env(task)
+    except Exception as error:  # a damaged file fails in h5py, JSON or Minari, in many ways
+        fail(f"cannot read the data set {args.dataset_id}: {type(error).__name__}: {error}")
+    for name, column in columns.items():
+        if not np.isfinite(column).all():
+            fail(f"the data set {args.dataset_id} holds NaN or infinity in its {name}")
+    obs_dim, its_box = env.observation_space.shape[0], env.unwrapped.action_space
+    if columns["obs"].shape[1] != obs_dim or its_box.shape != box.shape:
+        fail(
+            f"{task.id} has {obs_dim} observation and {its_box.shape} action entries, "
+            f"the data have {columns['obs'].shape[1]} and {box.shape}"
         )
-        self.size += 1
+    if not np.allclose(its_box.low, box.low) or not np.allclose(its_box.high, box.high):
+        fail(f"actions of {task.id} lie in {its_box}, those of the data in {box}")
+    print(f"data: {args.dataset_id}, {len(ends)} episodes, {ends[-1]} transitions, task {task.id}")
+    if args.batch_size > ends[-1]:
+        fail(f"--batch-size {args.batch_size} is more than the {ends[-1]} transitions of the data")
+    width = sum(column[0].size for column in columns.values())
+    need = 4.0 * width * (ends[-1] + args.online_steps)
+    check_memory(need, f"the data set and --online-steps {args.online_steps}", args)
+    return columns, ends, task, references_of(args.dataset_id, metadata)
 
-    def sample(
-        self, batch_size: int, offline_ratio: float | None = None, newest: int = sys.maxsize
-    ) -> dict[str, torch.Tensor]:
-        """Uniform with replacement over all that is held: each column as (batch_size,) or (batch_size, dim). With an
-        offline_ratio: that share from the data set (first in the batch), the rest from the `newest` online transitions."""
-        start = max(self.offline_size, self.size - newest)
-        first, offline = (
-            (0, 0) if offline_ratio is None else (start, round(offline_ratio * batch_size))
-        )
-        index = torch.randint(first, self.size, (batch_size,), device=self.rows.device)
-        index[:offline] = torch.randint(self.offline_size, (offline,), device=self.rows.device)
-        parts = self.rows[index].split(self.widths, dim=1)
-        return {
-            name: part if shape else part[:, 0]
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+
+# ---- the run: logs, checkpoints, command line
+
+
+def write(path: Path, write_to) -> None:
+    """Replace a file at once: a crash leaves the previous one or the new one, never a torn one."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write_to(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        fail(f"cannot write {path}, what it held before stays: {error}")
+
+
+def write_json(path: Path, values: dict) -> None:
+    write(path, lambda file: file.write(json.dumps(values, indent=2).encode()))
+
+
+def load_checkpoint(path: str) -> dict:
+    """A checkpoint: plain tensors, numbers and strings. Nothing in it is ever run as code."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        kinds = {"script": str, "networks": str, "dataset_id": str, "data": str, "code": str}
+        kinds |= {"obs_dim": int, "act_dim": int, "args": dict, "agent": dict, "optimizer": dict}
+        wrong = [name for name, kind in kinds.items() if type(state[name]) is not kind]
+        if wrong:
+            raise TypeError(f"wrong type of {wrong}")
+    except Exception as error:  # a missing, truncated or foreign file fails in many ways
+        fail(f"{path} is missing, damaged or no checkpoint of these scripts: {error!r}"[:300])
+    return state
+
+
+def check_like(saved, own, name: str) -> None:
+    """Refuse an entry of a checkpoint that is not what this run would write in its place.
+
+    That is: the same keys, types, shapes, finite numbers. `name` says where the entry stands."""
+    if own is None or own == []:  # what a run gathers as it goes on: nothing yet, or numbers
+        for number in np.ravel(np.array([] if saved is None else saved, dtype=object)):
+            if not isinstance(number, (int, float)) or not math.isfinite(number):
+                fail(f"{name} holds {number!r}, which is no number")
+        return
+    if type(saved) is not type(own):
+        fail(f"{name} is a {type(saved).__name__}, not a {type(own).__name__}")
+    if isinstance(own, dict):
+        strange = [str(key) for key in saved.keys() ^ own.keys()]
+        if strange:
+            fail(f"{name} does not fit this run: missing or superfluous are {sorted(strange)[:5]}")
+        for key in own:
+            check_like(saved[key], own[key], f"{name}: {key}")
+    elif isinstance(own, (list, tuple)) and own:
+        if len(saved) != len(own):
+            fail(f"{name} has {len(saved)} entries, not {len(own)}")
+        for saved_entry, own_entry in zip(saved, own):
+            check_like(saved_entry, own_entry, name)
+    elif torch.is_tensor(own):
+        if saved.layout != own.layout or saved.shape != own.shape or saved.dtype != own.dtype:
+            fail(
+                f"{name} is {saved.dtype} {tuple(saved.shape)}, not {own.dtype} {tuple(own.shape)}"
+            )
+        if saved.stride() != own.stride() or not saved.isfinite().all():
+            fail(f"{name} has values that are not finite, or does not hold all of its entries")
+    elif isinstance(own, float) and not math.isfinite(saved):
+        fail(f"{name} is {saved}")
+
+
+def find_broken(state, name: str = "") -> str | None:
+    """The name of a tensor in a nested dictionary that is not finite, if there is one."""
+    if isinstance(state, dict):
+        names = [find_broken(value, f"{name} {key}") for key, value in state.items()]
+        return next((name for name in names if name), None)
+    if torch.is_tensor(state) and not state.isfinite().all():
+        return name
+    return None
 
 
 class Run:
-    """One run: its directory and logs, its clock, its step counters, and all that makes it resumable."""
+    """One run: its directory and logs, its clock, its counters, and all that makes it resumable."""
 
-    def __init__(
-        self, args: Args, agent: Agent, buffer: ReplayBuffer, references: tuple[float, float] | None
-    ):
+    def __init__(self, args: Args, agent: Agent, buffer: ReplayBuffer, references: tuple | None):
         self.args, self.agent, self.buffer, self.references = args, agent, buffer, references
-        self.dir, self.signal, self.rng = (
-            Path(args.run_dir, args.run_name),
-            0,
-            torch.cuda if buffer.rows.is_cuda else torch,
-        )
-        self.phase, self.step, self.episode, self.history = "offline", -args.offline_steps, 0, {}
+        self.dir = Path(args.run_dir, args.run_name)
+        self.phase, self.step, self.episode = "offline", -args.offline_steps, 0
         self.seconds, self.tick = {"offline": 0.0, "online": 0.0}, time.perf_counter()
-        self.identity = {"script": SCRIPT.name, "networks": NETWORKS, "dataset_id": args.dataset_id}
-        offsets = (
-            self.restore(args.resume or args.offline_checkpoint)
-            if args.resume or args.offline_checkpoint
-            else {}
-        )
-        try:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            self.files = {
-                name: open(self.dir / name, "a", 1, newline="")
-                for name in ("metrics.csv", "eval.csv")
-            }
-        except OSError as error:
-            check(False, f"cannot write to {self.dir}: {error.strerror}")
-        self.tables = {
-            name: csv.writer(file, lineterminator="\n") for name, file in self.files.items()
+        data = buffer.rows[: buffer.size].cpu().numpy()
+        self.identity = {
+            "script": SCRIPT.name,
+            "networks": NETWORKS,
+            "dataset_id": args.dataset_id,
+            "obs_dim": buffer.shapes["obs"][0],
+            "act_dim": buffer.shapes["actions"][0],
+            "data": hashlib.sha256(data).hexdigest(),
+            "code": hashlib.sha256(SCRIPT.read_bytes()).hexdigest(),
         }
-        for (
-            name,
-            offset,
-        ) in offsets.items():  # rows written after the checkpoint will be written again
-            self.files[name].seek(self.files[name].truncate(offset))
-        if not offsets:
-            self.tables["metrics.csv"].writerow(["step", *KEYS])
-            self.tables["eval.csv"].writerow(
-                ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-            )
-            packages = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
-            config = (
-                self.identity
-                | vars(args)
-                | {name: importlib.metadata.version(name) for name in packages}
-            )
-            failed, commit = subprocess.getstatusoutput(
-                f"git -C '{SCRIPT.resolve().parent}' rev-parse HEAD"
-            )
-            config |= {"transitions": buffer.offline_size, "commit": None if failed else commit}
-            (self.dir / "config.json").write_text(json.dumps(config, indent=2))
+        self.asked, self.writing = 0, True  # a signal from now on waits for the first latest.pt
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.interrupt)
+        if args.resume is None and args.offline_checkpoint is not None:
+            self.load_offline(args.offline_checkpoint)
+        self.open_directory()
+        if args.resume is not None:
+            self.load_latest(args.resume)
+        purge = None if args.resume is None else self.step + 1
+        self.tensorboard = SummaryWriter(str(self.dir), purge_step=purge, flush_secs=10)
         if args.track:
-            importlib.import_module("wandb").init(
-                id=args.run_name, resume="allow", config=vars(args), sync_tensorboard=True
-            )
-        self.tensorboard = SummaryWriter(
-            str(self.dir), purge_step=self.step + 1 if offsets else None
-        )
-        self.snapshot, self.saved = self.state(), self.step
-        for number in (signal.SIGINT, signal.SIGTERM):  # acted upon between two steps
-            signal.signal(number, lambda number, _: setattr(self, "signal", number))
-        print(f"run: {self.dir}")
+            wandb = importlib.import_module("wandb")
+            wandb.init(id=args.run_name, resume="allow", config=vars(args), sync_tensorboard=True)
+        self.snapshot = self.state()
+        self.write_latest(self.snapshot)
+        print(f"run: {self.dir}", flush=True)
 
-    def steps(self, phase: str):
-        """The steps of a phase that are still to do, behind a progress bar; ends the run between two if asked to."""
+    def open_directory(self) -> None:
+        """Make the run's directory, or lock that of the run to resume, and open its logs."""
+        resumed = self.args.resume is not None
+        columns = {"metrics.csv": ["step", *KEYS], "eval.csv": EVAL_COLUMNS}
+        try:
+            self.dir.mkdir(parents=True, exist_ok=resumed)
+            self.lock = filelock.FileLock(self.dir / ".lock")
+            self.lock.acquire(timeout=0)
+            mode = "r+" if resumed else "x"
+            self.files = {name: open(self.dir / name, mode, 1, newline="") for name in columns}
+        except filelock.Timeout:
+            fail(f"another process is writing to {self.dir}")
+        except FileExistsError:
+            fail(f"{self.dir} exists: choose another --run-name")
+        except OSError as error:
+            fail(f"cannot write to {self.dir}: {error.strerror}: {error.filename}")
+        self.tables = {}
+        for name, file in self.files.items():
+            self.tables[name] = csv.DictWriter(file, columns[name], lineterminator="\n")
+            if not resumed:
+                self.tables[name].writeheader()
+        if not resumed:
+            versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+            size = {"transitions": self.buffer.offline_size, "commit": git_commit()}
+            write_json(self.dir / "config.json", self.identity | vars(self.args) | versions | size)
+
+    def steps(self, phase: str) -> typing.Iterator[int]:
+        """The steps of a phase that are still to do, behind a progress bar."""
+        if phase != self.phase:
+            return
         last = self.args.online_steps if phase == "online" else 0
-        self.bar = tqdm(range(self.step + 1, last + 1), desc=phase, disable=not sys.stderr.isatty())
+        todo = range(self.step + 1, last + 1)
         self.tick = time.perf_counter()
-        for step in self.bar if phase == self.phase else ():
+        self.bar = tqdm(todo, desc=phase, disable=not sys.stderr.isatty())
+        for step in self.bar:
             self.step = step
             yield step
-            if self.signal:  # offline: resume from here; online: from the end of the last episode
-                self.write_latest(self.state() if phase == "offline" else self.snapshot)
-                check(
-                    False,
-                    f"interrupted; go on with --resume {self.dir / 'latest.pt'}",
-                    128 + self.signal,
-                )
 
-    def lap(self) -> None:  # add the time since the last lap to the phase's clock
+    def lap(self) -> None:
+        """Add the time since the last lap to the phase's clock."""
         self.seconds[self.phase] += time.perf_counter() - self.tick
         self.tick = time.perf_counter()
 
@@ -881,88 +1058,77 @@ class Run:
         """A seed for each key, the same in every run with this --seed."""
         return int(np.random.SeedSequence([self.args.seed, *key]).generate_state(1)[0])
 
-    def log(self, values: dict[str, float], speed: dict[str, float]) -> None:
-        """Scalars to metrics.csv and TensorBoard; `speed`, which depends on the clock, to TensorBoard only."""
-        self.tables["metrics.csv"].writerow([self.step, *(values.get(key) for key in KEYS)])
-        for key, value in (values | speed).items():
+    def log(self, values: dict[str, float]) -> None:
+        """Scalars to TensorBoard, and all that do not depend on the clock to metrics.csv."""
+        row = {key: value for key, value in values.items() if not key.startswith("time/")}
+        self.tables["metrics.csv"].writerow({"step": self.step} | row)
+        for key, value in values.items():
             self.tensorboard.add_scalar(key, value, self.step)
 
     def report(self, metrics: dict[str, torch.Tensor]) -> None:
-        """Log what an update returned, every LOG_EVERY steps; end the run if a loss is not finite."""
+        """Log what an update returned, every LOG_EVERY steps; stop if a loss is not finite."""
         if self.step % LOG_EVERY:
             return
-        values = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+        numbers = torch.stack(list(metrics.values())).tolist()
+        values = dict(zip(metrics, numbers, strict=True))
         for name, value in values.items():
-            check(
-                math.isfinite(value),
-                f"diverged: {name} is {value} at {self.phase} step {self.step}",
-                3,
-            )
+            if not math.isfinite(value):
+                latest = self.dir / "latest.pt"
+                where = f"{self.phase} step {self.step}, the last good checkpoint is {latest}"
+                fail(f"diverged: {name} is {value} at {where}", status=3)
         self.lap()
-        rate = (self.step + self.args.offline_steps * (self.phase == "offline")) / self.seconds[
-            self.phase
-        ]
-        speed = {"time/updates_per_second": rate} | (
-            {"time/env_steps_per_second": rate} if self.phase == "online" else {}
-        )
-        self.log({f"{self.phase}/{name}": value for name, value in values.items()}, speed)
+        done = self.step if self.phase == "online" else self.step + self.args.offline_steps
+        logged = {f"{self.phase}/{name}": value for name, value in values.items()}
+        logged["time/updates_per_second"] = done / self.seconds[self.phase]
+        if self.phase == "online":
+            logged["time/env_steps_per_second"] = done / self.seconds[self.phase]
+        self.log(logged)
         self.bar.set_postfix(
-            {name: f"{value:.3g}" for name, value in values.items() if name.endswith("loss")}
+            {key: f"{value:.3g}" for key, value in values.items() if "loss" in key}
         )
 
-    def evaluate(self, act, env: gym.Env, prefix: str = "eval", policy: str = "actor") -> None:
-        """--eval-episodes deterministic episodes: a row each in eval.csv, their means as `prefix`/..."""
+    def evaluate(
+        self, act, env: gym.Env, prefix: str = "eval", policy: str = "actor"
+    ) -> dict[str, float]:
+        """--eval-episodes deterministic episodes: a row each in eval.csv, means as `prefix`/..."""
         self.lap()
-        returns, successes = (
-            [],
-            [],
-        )  # one entry per episode; no successes where the task does not tell
+        device, stream = self.buffer.rows.device, 2 if self.step > 0 else 1
+        returns, successes = [], []  # one entry per episode; no successes if the task tells none
         for episode in range(self.args.eval_episodes):
-            seed, success = self.seed(1 + (self.step > 0), abs(self.step), episode), None
+            seed = self.seed(stream, abs(self.step), episode)
+            success = None
             obs, info = env.reset(seed=seed)
             while "episode" not in info:
-                action = (
-                    act(torch.from_numpy(obs).to(self.buffer.rows.device), deterministic=True)
-                    .cpu()
-                    .numpy()
-                )
+                action = act(torch.from_numpy(obs).to(device), deterministic=True).cpu().numpy()
                 obs, _, _, _, info = env.step(action)
-                success = int(success or info["success"]) if "success" in info else success
-            returns += [float(info["episode"]["r"])]
-            successes += [] if success is None else [success]
-            row = [
-                self.step,
-                self.phase,
-                policy,
-                episode,
-                seed,
-                returns[-1],
-                int(info["episode"]["l"]),
-                success,
-            ]
-            self.tables["eval.csv"].writerow(row)
+                if "success" in info:
+                    success = int(success or info["success"])
+            returns.append(float(info["episode"]["r"]))
+            if success is not None:
+                successes.append(success)
+            row = {"step": self.step, "phase": self.phase, "policy": policy, "episode": episode}
+            row |= {"seed": seed, "return": returns[-1], "length": int(info["episode"]["l"])}
+            self.tables["eval.csv"].writerow(row | {"success": success})
         values = {"return": float(np.mean(returns))}
         if self.references:
-            low, high = self.references
-            values["score"] = 100 * (values["return"] - low) / (high - low)
-        values |= {"success": float(np.mean(successes))} if successes else {}
-        self.history |= {self.step: values} if prefix == "eval" else {}
-        self.log({f"{prefix}/{name}": value for name, value in values.items()}, {})
-        line = f"{self.phase} {self.step:8d}  {prefix}: " + ", ".join(
-            f"{name} {value:.4g}" for name, value in values.items()
-        )
-        print(line, flush=True) if self.bar.disable else self.bar.set_description(line)
+            values["score"] = self.score(values["return"])
+        if successes:
+            values["success"] = float(np.mean(successes))
+        self.log({f"{prefix}/{name}": value for name, value in values.items()})
+        words = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        tqdm.write(f"{self.phase} {self.step:8d}  {prefix}: {words}")
+        sys.stdout.flush()
         self.tick = time.perf_counter()
+        return values
+
+    def score(self, value: float) -> float:
+        low, high = self.references
+        return 100 * (value - low) / (high - low)
 
     def end_episode(self, stats: dict) -> None:
         """Log an online episode; between it and the next, the run can be resumed."""
-        self.log(
-            {
-                "online/episode_return": float(stats["r"]),
-                "online/episode_length": float(stats["l"]),
-            },
-            {},
-        )
+        length = float(stats["l"])
+        self.log({"online/episode_return": float(stats["r"]), "online/episode_length": length})
         self.episode += 1
         self.checkpoint()
 
@@ -970,241 +1136,270 @@ class Run:
         """Write offline.pt; from here on a step is an environment step."""
         self.phase, self.step = "online", 0
         self.snapshot = self.state()
-        save(
-            {k: self.snapshot[k] for k in (*self.identity, "args", "agent", "optimizer")},
-            self.dir / "offline.pt",
-        )
+        state = self.identity | {"args": vars(self.args)} | self.networks()
+        for name in list(state["agent"]):
+            if name.startswith(ONLINE_ONLY):
+                del state["agent"][name]
+        write(self.dir / "offline.pt", lambda file: torch.save(state, file))
         self.write_latest(self.snapshot)
 
     def checkpoint(self) -> None:
-        """Call wherever the run can be resumed; writes latest.pt when --checkpoint-every steps have passed."""
+        """Call wherever the run can be resumed; writes latest.pt every --checkpoint-every steps."""
         due = self.step - self.saved >= self.args.checkpoint_every
-        self.snapshot = self.state() if due or self.phase == "online" else self.snapshot
+        if due or self.phase == "online" or self.step % LOG_EVERY == 0:
+            self.snapshot = self.state()
         if due:
             self.write_latest(self.snapshot)
 
+    def networks(self) -> dict:
+        """What a checkpoint holds of the agent. Moments that Adam has not begun yet are zeros."""
+        optimizer = self.agent.optimizer
+        for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
+            if not optimizer.state[parameter]:
+                moments = {"step": torch.zeros((), device=parameter.device)}
+                moments |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[parameter] = moments
+        return {"agent": self.agent.state_dict(), "optimizer": optimizer.state_dict()}
+
     def state(self) -> dict:
-        """A copy of all that a resumed run needs but the online transitions: tensors, numbers, strings only."""
+        """A copy of all that a resumed run needs but the online transitions."""
         self.lap()
-        state = (
-            self.identity
-            | {name: getattr(self, name) for name in PROGRESS}
-            | {"args": vars(self.args)}
-        )
-        state |= {
-            "offsets": {name: file.tell() for name, file in self.files.items()},
-            "rng": self.rng.get_rng_state(),
-        }
-        state |= {"agent": self.agent.state_dict(), "optimizer": self.agent.optimizer.state_dict()}
-        return copy.deepcopy(state | {"online_size": self.buffer.size - self.buffer.offline_size})
+        state = self.identity | {"args": vars(self.args), "phase": self.phase, "step": self.step}
+        state |= {"episode": self.episode, "seconds": self.seconds, "rng": [torch.get_rng_state()]}
+        if self.buffer.rows.is_cuda:
+            state["rng"].append(torch.cuda.get_rng_state())
+        state["offsets"] = {name: file.tell() for name, file in self.files.items()}
+        state["online_size"] = self.buffer.size - self.buffer.offline_size
+        return copy.deepcopy(state | self.networks())
 
     def write_latest(self, state: dict) -> None:
-        broken = [
-            name
-            for name, x in state["agent"].items()
-            if torch.is_tensor(x) and not x.isfinite().all()
-        ]
-        check(
-            not broken,
-            f"diverged: {', '.join(broken)} not finite at {self.phase} step {self.step}",
-            3,
-        )
-        online = self.buffer.rows[self.buffer.offline_size :][: state["online_size"]].clone()
-        save(state | {"online": online}, self.dir / "latest.pt")
-        self.saved = state["step"]
+        """Replace latest.pt, after the rows of the logs that it counts on have reached the disk."""
+        broken = find_broken({"agent": state["agent"], "optimizer": state["optimizer"]})
+        if broken:
+            fail(f"diverged:{broken} is not finite at {self.phase} step {self.step}", status=3)
+        self.writing = True
+        for file in self.files.values():
+            os.fsync(file.fileno())
+        start, size = self.buffer.offline_size, self.buffer.size
+        count = size - start if state["phase"] == "done" else state["online_size"]
+        online = self.buffer.rows[start : start + count].clone()
+        write(self.dir / "latest.pt", lambda file: torch.save(state | {"online": online}, file))
+        self.saved, self.writing = state["step"], False
+        if self.asked:
+            self.interrupt(self.asked, None)
 
-    def restore(self, path: str) -> dict[str, int]:
-        """Networks and optimizer from a checkpoint; to resume, all the rest too, and how long the logs were is returned."""
-        state = load_checkpoint(path)
-        old, new = state["args"] | state, vars(self.args) | self.identity
-        same = (
-            "gamma",
-            "reward_scale",
-            "reward_bias",
-            "normalize_returns",
-            "success_ends_episode",
-            "layer_norm",
-        )
-        for key in ("networks", "dataset_id", *same):
-            check(
-                old.get(key) == new.get(key),
-                f"{path} does not fit: its {key} is {old.get(key)}, not {new.get(key)}",
-            )
+    def interrupt(self, number: int, _) -> None:
+        """Signal handler: keep the last snapshot and end at once, whatever the run is doing."""
+        self.asked = number
+        if self.writing:  # write_latest comes back here
+            return
+        status, self.asked = 128 + number, 0
         try:
-            self.agent.load_state_dict(
-                state["agent"], strict=bool(self.args.resume)
-            )  # scripts may differ in one network
-            groups = (
-                state["optimizer"] if self.args.resume else self.agent.optimizer.state_dict()
-            )  # a new step size wins
-            self.agent.optimizer.load_state_dict(
-                state["optimizer"] | {"param_groups": groups["param_groups"]}
-            )
-        except (RuntimeError, ValueError) as error:
-            check(
-                False,
-                f"{path} does not fit the networks of this run: {' '.join(str(error).split())}",
-            )
-        if not self.args.resume:
-            return {}
-        vars(self).update({name: state[name] for name in PROGRESS})
-        self.buffer.size += state["online_size"]
-        self.buffer.rows[self.buffer.offline_size : self.buffer.size] = state["online"].to(
-            self.buffer.rows.device
+            self.write_latest(self.snapshot)
+            latest = self.dir / "latest.pt"
+            print(f"{SCRIPT.name}: interrupted; go on with --resume {latest}", file=sys.stderr)
+        except SystemExit as refusal:
+            status = refusal.code
+        with contextlib.suppress(OSError, RuntimeError):
+            sys.stdout.flush()
+        os._exit(status)
+
+    def load_offline(self, path: str) -> None:
+        """Begin with the networks of an offline.pt, or of a latest.pt taken at the switch."""
+        state = load_checkpoint(path)
+        if (state.get("phase", "online"), state.get("step", 0)) != ("online", 0):
+            fail(f"{path} is no offline.pt: it was taken at {state['phase']} step {state['step']}")
+        before, now = state["args"] | state, vars(self.args) | self.identity
+        same = ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "sparse")
+        for key in (*same, "normalize_returns", "success_ends_episode", "layer_norm", "data"):
+            if before.get(key) != now.get(key):
+                fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
+        own = self.networks()
+        for name in list(own["agent"]):
+            if name.startswith(ONLINE_ONLY):
+                state["agent"][name] = own["agent"][name]
+        self.load_networks(state, own, path)
+
+    def load_latest(self, path: str) -> None:
+        """Go on where a latest.pt was taken; rows that were logged later are cut off."""
+        state = load_checkpoint(path)
+        online = state.pop("online", None)
+        if state.get("phase") == "done":  # a larger --online-steps: go on after its last episode
+            state = state.get("last_episode", {})
+        if state.get("data") != self.identity["data"]:
+            fail(f"the data set {self.args.dataset_id} is not the one that {path} was trained on")
+        if state.get("code") != self.identity["code"]:
+            print(f"note: {SCRIPT.name} has changed since {path} was written")
+        own = self.state() | {"args": state.get("args"), "rng": state.get("rng")}
+        check_like(
+            {**state, "agent": {}, "optimizer": {}}, {**own, "agent": {}, "optimizer": {}}, path
         )
-        if len(state["rng"]) == len(
-            self.rng.get_rng_state()
-        ):  # else the run moved to another kind of device
-            self.rng.set_rng_state(state["rng"])
-        return state["offsets"]
+        self.load_networks(state, own, path)
+        size, step, width = state["online_size"], state["step"], self.buffer.rows.shape[1]
+        first = 0 if state["phase"] == "online" else -self.args.offline_steps
+        last = self.args.online_steps if state["phase"] == "online" else 0
+        if not (first <= step <= last and 0 <= size <= self.args.online_steps):
+            fail(f"{path} was taken at a step that this run does not have: {state['phase']} {step}")
+        if not torch.is_tensor(online) or len(online) < size:
+            fail(f"{path} does not hold its {size} online transitions")
+        check_like(online[:size], torch.zeros(size, width), f"{path}: online")
+        self.buffer.rows[self.buffer.size :][:size] = online[:size].to(self.buffer.rows.device)
+        self.buffer.size += size
+        for name, offset in state["offsets"].items():
+            if not 0 < offset <= os.path.getsize(self.dir / name):
+                fail(f"{self.dir / name} is shorter than {path} says: rows of the log are lost")
+        try:
+            torch.set_rng_state(state["rng"][0])
+            if self.buffer.rows.is_cuda and len(state["rng"]) > 1:  # else the device has changed
+                torch.cuda.set_rng_state(state["rng"][1])
+        except (RuntimeError, TypeError, LookupError) as error:
+            fail(f"{path}: rng: {error}")
+        self.phase, self.step, self.episode = state["phase"], step, state["episode"]
+        self.seconds = state["seconds"]
+        for name, offset in state["offsets"].items():
+            self.files[name].seek(self.files[name].truncate(offset))
+        (self.dir / "summary.json").unlink(missing_ok=True)
+
+    def load_networks(self, state: dict, own: dict, path: str) -> None:
+        """Networks and moments of a checkpoint; step sizes are those of this run."""
+        for name in ("agent", "optimizer"):
+            check_like(state[name], own[name], f"{path}: {name}")
+        self.agent.load_state_dict(state["agent"])
+        moments = {"state": state["optimizer"]["state"]}
+        self.agent.optimizer.load_state_dict(own["optimizer"] | moments)
 
     def finish(self) -> None:
-        """Write summary.json and the final latest.pt, and print the summary."""
-        first, last, (offline, online) = (
-            self.history[0],
-            self.history[self.args.online_steps],
-            self.seconds.values(),
-        )
-        scores = [
-            values["score"] for step, values in self.history.items() if step > 0 and self.references
-        ]
-        summary = {
-            f"{at}_{x}": row.get(x)
-            for x in ("score", "return")
-            for at, row in (("offline", first), ("final", last))
-        }
-        summary["worst_drop"] = max(0.0, first["score"] - min(scores)) if scores else None
-        summary["regret"] = (
-            float(np.mean(np.clip(1 - np.array(scores) / 100, 0, 1))) if scores else None
-        )
-        summary["updates_per_second"] = self.args.offline_steps / offline or None
-        summary["env_steps_per_second"] = self.args.online_steps / online or None
-        summary |= {
-            "seconds_offline": offline,
-            "seconds_online": online,
-            "seconds_total": offline + online,
-        }
-        (self.dir / "summary.json").write_text(json.dumps(summary, indent=2))
-        self.write_latest(self.state() | {"phase": "done"})
-        print(
-            "\n".join(
-                f"{key:21} {value:.6g}" for key, value in summary.items() if value is not None
-            )
-        )
+        """Write the final latest.pt and summary.json, and print the summary."""
+        self.write_latest(self.state() | {"phase": "done", "last_episode": self.snapshot})
+        with open(self.dir / "eval.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["policy"] == "actor"]
+        summary = {}
+        for name, step in (("offline", 0), ("final", self.args.online_steps)):
+            returns = [float(row["return"]) for row in rows if int(row["step"]) == step]
+            mean = float(np.mean(returns))
+            summary[f"{name}_score"] = self.score(mean) if self.references else None
+            summary[f"{name}_return"] = mean
+        offline, online = self.seconds["offline"], self.seconds["online"]
+        summary["updates_per_second"] = self.args.offline_steps / offline if offline else None
+        summary["env_steps_per_second"] = self.args.online_steps / online if online else None
+        summary |= {"seconds_offline": offline, "seconds_online": online}
+        summary["seconds_total"] = offline + online
+        write_json(self.dir / "summary.json", summary)
+        for name, value in summary.items():
+            if value is not None:
+                print(f"{name:21} {value:.6g}")
         self.tensorboard.close()
+        self.lock.release()
 
 
-def save(state: dict, path: Path) -> None:
-    """Replace a checkpoint atomically: a crash leaves the previous file or the new one, never a torn one."""
-    with open(path.with_suffix(".tmp"), "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def load_checkpoint(path: str) -> dict:
-    """A checkpoint as plain tensors, numbers and strings; never runs code that somebody put into the file."""
+def git_commit() -> str | None:
+    """The commit of the repository that the script lies in, if there are one and git."""
+    command = ["git", "-C", str(SCRIPT.resolve().parent), "rev-parse", "HEAD"]
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return state | {
-            "networks": state["networks"]
-        }  # fails, too, if this is no checkpoint of these scripts
-    except Exception as error:  # a missing, truncated or foreign file fails in many ways
-        check(
-            False, f"{path} is missing, damaged or no checkpoint of these scripts: {error!r}"[:300]
-        )
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def set_up(args: Args) -> torch.device:
-    """Check the arguments, seed torch, choose the device."""
-    for name, value in vars(args).items():
-        flag, lo = (
-            f"--{name.replace('_', '-')}",
-            not name.endswith(("seed", "steps", "subset", "_lr", "_rate", "gamma", "tau")),
-        )
-        check(type(value) is not float or math.isfinite(value), f"{flag} must be finite")
-        check(
-            lo and type(value) is not int or lo <= value < 2**63,
-            f"{flag} must be at least {lo:d} and below 2**63",
-        )
-    check(
-        args.reward_scale != 0 and max(args.gamma, args.tau) <= 1,
-        "--reward-scale is 0, or --gamma or --tau above 1",
-    )
-    check(
-        args.device != "cuda" or torch.cuda.is_available(),
-        "--device cuda: torch finds no CUDA device",
-    )
-    for package in ["wandb"] * args.track + ["moviepy"] * args.capture_video:
-        check(
-            importlib.util.find_spec(package) is not None,
-            f"this needs {package}: pip install {package}",
-        )
+    """Check what the arguments ask of this machine, seed torch, choose the device."""
+    if args.reward_scale == 0:
+        fail("--reward-scale must not be 0")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: torch finds no CUDA device")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        fail("--track needs wandb: pip install wandb")
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision(args.matmul_precision)
-    torch.set_flush_denormal(
-        True
-    )  # where a ReLU is dead, Adam's moments decay to numbers that slow a CPU down
+    torch.set_flush_denormal(True)  # moments of dead ReLUs decay to numbers that slow a CPU down
     gym.logger.min_level = gym.logger.ERROR  # v4 tasks announce their age each time they are built
-    device = torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
-    logging.disable(
-        logging.WARNING
-    )  # the hub's client without a network, torch.compile without a GPU
+    logging.disable(logging.WARNING)  # the hub's client without a network, torch without a GPU
+    device = device_of(args)
     if args.compile:
         try:
             torch.compile(torch.square)(torch.ones(1, device=device))
         except Exception:  # no C++ compiler, no Python headers, ...
             print("note: torch.compile does not work on this machine; the loss runs without it")
             args.compile = False
+    if args.env_module is not None:
+        sys.path.insert(0, os.getcwd())
+        try:
+            importlib.import_module(args.env_module)
+        except Exception as error:
+            fail(f"--env-module {args.env_module}: {type(error).__name__}: {error}")
     return device
 
 
+def compiled(loss, args: Args, device: torch.device):
+    """A loss function, compiled unless --no-compile."""
+    if not args.compile:
+        return loss
+    return torch.compile(loss, mode="reduce-overhead" if device.type == "cuda" else None)
+
+
+def resumed_args(argv: list[str], path: str) -> Args:
+    """The arguments of the run to resume; what the command line says must not contradict them."""
+    saved = load_checkpoint(path)
+    if saved["script"] != SCRIPT.name:
+        fail(f"{path} belongs to {saved['script']}, not to {SCRIPT.name}")
+    if "phase" not in saved:
+        fail(f"{path}: only the latest.pt of a run can be resumed")
+    strange = saved["args"].keys() ^ {field.name for field in dataclasses.fields(Args)}
+    if strange:
+        fail(f"{path} is of another version of {SCRIPT.name}: {', '.join(sorted(strange))}")
+    before = Args(**saved["args"])
+    check_ranges(before)
+    # A module that a file names is imported only if the command line names it, too.
+    args = tyro.cli(Args, args=argv, default=dataclasses.replace(before, env_module=None))
+    check_ranges(args)
+    free = {"resume", "run_dir", "device", "track", "online_steps"}
+    for name in vars(before).keys() - free:
+        old, new = getattr(before, name), getattr(args, name)
+        if new != old:
+            fail(f"--{name.replace('_', '-')} {new}: the run to resume has {old}")
+    if args.online_steps < before.online_steps:
+        fail(f"--online-steps {args.online_steps}: the run to resume has {before.online_steps}")
+    if saved["phase"] == "done" and args.online_steps == before.online_steps:
+        fail(f"{path} is of a finished run, which only a larger --online-steps can extend")
+    folder = Path(path).resolve().parent
+    return dataclasses.replace(args, run_dir=str(folder.parent), run_name=folder.name)
+
+
 def parse_args(argv: list[str]) -> Args:
-    """Flags win over the family's PAPER_SETTINGS, and these over the defaults; a resumed run keeps its own arguments."""
+    """Flags win over the family's PAPER_SETTINGS, and these over the defaults."""
     args = tyro.cli(Args, args=argv, description=__doc__)
-    if args.resume:
-        saved = load_checkpoint(args.resume)
-        check(
-            saved["script"] == SCRIPT.name,
-            f"{args.resume} belongs to {saved['script']}, not to {SCRIPT.name}",
-        )
-        check(
-            saved.get("phase", "done") != "done",
-            f"{args.resume}: only the latest.pt of a stopped run can be resumed",
-        )
-        args = tyro.cli(
-            Args,
-            args=argv,
-            default=Args(**{name: x for name, x in saved["args"].items() if hasattr(args, name)}),
-        )
-        for name in saved["args"].keys() - {
-            "resume",
-            "run_dir",
-            "device",
-            "track",
-            "capture_video",
-        }:
-            old, new = saved["args"][name], vars(args).get(name)
-            check(new == old, f"--{name.replace('_', '-')} {new}: the run to resume has {old}")
-        folder = Path(args.resume).resolve().parent
-        return dataclasses.replace(args, run_dir=str(folder.parent), run_name=folder.name)
+    if args.resume is not None:
+        return resumed_args(argv, args.resume)
     family, *name = args.dataset_id.split("/")[-2:]
-    args = tyro.cli(
-        Args, args=argv, default=dataclasses.replace(Args(), **PAPER_SETTINGS.get(family, {}))
-    )
-    args.offline_steps = 0 if args.offline_checkpoint else args.offline_steps
-    args.run_name = args.run_name or "__".join(
-        [family, *name, SCRIPT.stem, str(args.seed), time.strftime("%Y%m%d-%H%M%S")]
-    )
+    settings = PAPER_SETTINGS.get(family, {})
+    args = tyro.cli(Args, args=argv, default=dataclasses.replace(Args(), **settings))
+    check_ranges(args)
+    if args.offline_checkpoint is not None:
+        args.offline_steps = 0
+    if args.run_name is None:
+        when = time.strftime("%Y%m%d-%H%M%S")
+        args.run_name = "__".join([family, *name, SCRIPT.stem, str(args.seed), when])
+    if not re.fullmatch(r"[\w.,=+-]{1,200}", args.run_name) or args.run_name.startswith("."):
+        fail(f"--run-name {args.run_name!r} must be a plain name of a folder")
     folder = Path(args.run_dir, args.run_name)
-    check(
-        not folder.exists(),
-        f"{folder} exists: choose another --run-name, or --resume {folder / 'latest.pt'}",
-    )
+    if folder.exists():
+        fail(f"{folder} exists: choose another --run-name, or --resume {folder / 'latest.pt'}")
     print(SCRIPT.name, *(f"{name}={value}" for name, value in vars(args).items()))
+    print(f"settings of {family}:", *(f"{name}={value}" for name, value in settings.items()))
     return args
 
 
+def cli(argv: list[str]) -> None:
+    """The whole program. Trouble with files or memory that nothing else answers gets a sentence."""
+    try:
+        main(parse_args(argv))
+        sys.stdout.flush()
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # else Python fails again at its exit, if nothing can be printed
+        fail(f"{type(error).__name__}: {error}")
+
+
 if __name__ == "__main__":
-    main(parse_args(sys.argv[1:]))
+    cli(sys.argv[1:])

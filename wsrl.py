@@ -1,53 +1,84 @@
-"""WSRL: warm-start reinforcement learning, fine-tuning without the offline data (Zhou et al., ICLR 2025, arXiv 2412.07762).
+"""WSRL: warm-start reinforcement learning, fine-tuning without the offline data.
 
-Most methods keep the offline data while they fine-tune. WSRL finds that this mostly guards one moment: just after the switch
-the pessimistic critics are asked about states they do not know, answer far too low, and backups spread the error until the
-policy is forgotten. A short warm-up does the same job: the frozen policy fills an empty buffer with --warmup-steps of its own
-experience, and then SAC, with many critics and several updates per step, fine-tunes on nothing but what is in there.
+Paper: Zhou et al., ICLR 2025, arXiv 2412.07762. Most methods keep the offline data while they
+fine-tune. WSRL finds that this mostly guards one moment: just after the switch the pessimistic
+critics are asked about states they do not know, answer far too low, and backups spread the error
+until the policy is forgotten. A short warm-up does the same job: the frozen policy fills an empty
+buffer with --warmup-steps of its own experience, and then SAC, with many critics and several
+updates per step, fine-tunes on nothing but what is in there. With d = 1 at a true end, E critics
+Q_i and target critics Qt_i, and A entries of an action:
 
-    offline      Cal-QL, or CQL (locomotion); targets' minima and the gap are taken over 2 of E critics, with replacement
+    offline      Cal-QL, or CQL (locomotion), as in cal_ql.py; targets' minima and the gap are taken
+                 over 2 of E critics, drawn with replacement
     warm-up      act with samples of the policy; no update
     online       --utd-ratio times per step, each on a batch of its own:
-                 L_Q = mean_i E[ (y - Q_i(s, a))^2 ],   y = r + gamma (1 - d) min_{i in 2 of E} Qt_i(s', n),  n ~ pi(. | s')
-                 and once per step, on all these batches together:
-                 L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ] over all E critics, and the loss of the temperature
+                 L_Q = mean_i E[ (y - Q_i(s, a))^2 ]
+                 y = r + gamma (1 - d) min_{i in 2 of E} Qt_i(s', n),  n ~ pi(. | s')
+                 and once per step, on all these batches together, over all E critics:
+                 L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ],  b ~ pi(. | s)
+                 L_alpha = -log(alpha) E[ log pi(b | s) - A ]
+
 No entropy is in y; with --online-max-backup (mazes), y takes the best of N actions n, as offline.
 
-What changes at the switch: the offline data are dropped (--retain-offline-ratio keeps a share of each batch), the conservative
-term and its multiplier too. Networks, temperature and optimizer moments go on (with --no-load-critic or --no-load-policy,
-those networks and their moments begin anew).
-Parent: cal_ql.py; `diff cal_ql.py wsrl.py` is the method. Measured: docs/wsrl.md, with commands, seeds and curves.
+What changes at the switch: the offline data are dropped (--retain-offline-ratio keeps a share of
+each batch), the conservative term and its multiplier too. Networks, temperature and optimizer
+moments go on (with --no-load-critic or --no-load-policy, those networks and their moments begin
+anew).
+Parent: cal_ql.py; `diff cal_ql.py wsrl.py` is the method. Measured: docs/wsrl.md, with commands,
+seeds and curves.
 
 Deviations from the authors' code (github.com/zhouzypaul/wsrl):
- 1. A step of Adam touches the networks of its loss only; theirs moves the others on their momentum, with zero gradients.
- 2. Networks, multiplier, temperature and log-densities are those of cal_ql.py: the official Cal-QL's form of them (theirs
-    have a softplus multiplier without w, an entropy estimate in the next states, a policy with constant std on antmaze).
+ 1. A step of Adam touches the networks of its loss only; theirs moves the others on their momentum,
+    with zero gradients.
+ 2. Networks, multiplier, temperature and log-densities are those of cal_ql.py: the official
+    Cal-QL's form of them (theirs have a softplus multiplier without w, an entropy estimate in the
+    next states, a policy with constant std on antmaze).
  3. Budgets of locomotion and pointmaze: what a CPU can afford. How often is evaluated: ours.
  4. --retain-offline-ratio holds in every minibatch; theirs puts all offline rows into some of them.
- 5. Deviations 3, 5, 6 and 7 of cal_ql.py; and, from 2 and 4, the shared draws, Adroit's rewards, the settings for pointmaze.
+ 5. Deviations 3, 5, 6 and 7 of cal_ql.py; and, from 2 and 4, the shared draws, Adroit's rewards,
+    the settings for pointmaze.
 
-    python wsrl.py                                                       # bundled hopper data
-    python wsrl.py --offline-checkpoint runs/NAME/offline.pt             # see docs/wsrl.md for cal_ql.py's
+    python wsrl.py                                              # bundled hopper data
+    python wsrl.py --offline-checkpoint runs/NAME/offline.pt    # see docs/wsrl.md for cal_ql.py's
     python wsrl.py --warmup-steps 0 --offline-checkpoint runs/NAME/offline.pt
 """
 
+# ---- imports: the same in every script ----
 import contextlib
 import copy
 import csv
 import dataclasses
+import hashlib
 import importlib.metadata
+import inspect
+import io
 import json
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+
+def stop_at_once(number: int, _) -> None:
+    """Signal handler until the run has something to save."""
+    os.write(2, f"{Path(__file__).name}: interrupted before the run began\n".encode())
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":  # the imports below take seconds: Ctrl-C is answered with one line
+    signal.signal(signal.SIGINT, stop_at_once)
+    signal.signal(signal.SIGTERM, stop_at_once)
+
+import filelock
 import gymnasium as gym
+import h5py
 import minari
 import numpy as np
 import torch
@@ -57,196 +88,159 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+# ---- end of imports ----
+
 
 @dataclasses.dataclass
 class Args:
     # ---- shared arguments: the same in every script ----
-    seed: int = 0  # seed of networks, batches, exploration and environments
-    dataset_id: str = "o2o/hopper/medium-v0"  # Minari id: the bundled copy, else the local Minari copy, else a download
-    device: Literal["auto", "cpu", "cuda"] = (
-        "auto"  # where networks and data live; auto: cuda if there is one
+    # Annotated[type, lowest, highest]: anything outside is refused.
+    seed: Annotated[int, 0, 2**63 - 1] = 0  # of networks, batches, exploration and environments
+    dataset_id: str = "o2o/hopper/medium-v0"  # Minari id: bundled, else local, else downloaded
+    env_module: str | None = None  # import this module first: it registers environments of your own
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # for networks and data; auto: cuda if possible
+    offline_steps: Annotated[int, 0, 10**9] = 100_000  # gradient steps on the data set alone
+    online_steps: Annotated[int, 0, 10**9] = 50_000  # environment steps after the switch
+    eval_every: Annotated[int, 1, 10**9] = (
+        5_000  # steps between evaluations, of gradient or environment
     )
-    offline_steps: int = (
-        100_000  # gradient steps on the data set alone; 0 leaves the offline phase out
+    eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
+    batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
+    gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate of the target critic per gradient step
+    reward_scale: Annotated[float, -1e6, 1e6] = (
+        1.0  # the learner sees reward_scale * r + reward_bias
     )
-    online_steps: int = 50_000  # environment steps of the online phase; 0 leaves it out
-    eval_every: int = (
-        5_000  # steps between evaluations (gradient steps offline, environment steps online)
-    )
-    eval_episodes: int = 10  # episodes per evaluation
-    batch_size: int = 256  # transitions per gradient step
-    gamma: float = 0.99  # discount per environment step
-    tau: float = 0.005  # Polyak rate of the target critic per gradient step
-    reward_scale: float = (
-        1.0  # the learner sees reward_scale * r + reward_bias; logged returns are raw
-    )
-    reward_bias: float = 0.0  # added after scaling, see --reward-scale
-    success_ends_episode: bool = (
-        False  # mazes: end an episode at its first success, in data and environment
-    )
-    matmul_precision: Literal["highest", "medium"] = (
-        "medium"  # medium: bfloat16 (CPU) or TF32 (GPU) inside products
-    )
-    compile: bool = True  # torch.compile the loss where that works (CPU: a C++ compiler is needed; GPU: CUDA graphs)
+    reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see --reward-scale; logged returns are raw
+    success_ends_episode: bool = False  # cut episodes at the first success, in data and mazes
+    matmul_precision: Literal["highest", "medium"] = "medium"  # medium: bfloat16 (CPU), TF32 (GPU)
+    compile: bool = True  # torch.compile the losses (CPU: needs a C++ compiler; GPU: CUDA graphs)
     run_dir: str = "runs"  # folder that holds the runs
-    run_name: str | None = (
-        None  # this run's folder in it; default: data set, script, seed and start time
-    )
-    checkpoint_every: int = (
-        10_000  # steps between two writes of latest.pt (online: at the next episode's end)
-    )
+    run_name: str | None = None  # folder in it; default: data set, script, seed and start time
+    checkpoint_every: Annotated[int, 1, 10**9] = 10_000  # steps between two writes of latest.pt
     resume: str | None = None  # a run's latest.pt: go on in its directory with its arguments
-    offline_checkpoint: str | None = (
-        None  # an offline.pt: skip the offline phase and start at the switch
-    )
+    offline_checkpoint: str | None = None  # an offline.pt: skip the offline phase
     track: bool = False  # log to Weights & Biases too (pip install wandb)
-    capture_video: bool = False  # film the first episode of every evaluation (pip install moviepy)
     # ---- end of shared arguments ----
-    actor_lr: float = 1e-4  # Adam step size of the policy and of the temperature alpha
-    critic_lr: float = 3e-4  # Adam step size of the critics and of the multiplier
-    hidden: int = 256  # width of every hidden layer
-    actor_layers: int = 2  # hidden layers of the policy
-    critic_layers: int = 2  # hidden layers of each critic
-    num_critics: int = 10  # size of the critic ensemble
-    critic_subset: int = (
-        2  # critics drawn for a target's minimum and for the gap, with replacement; 0: all of them
-    )
+    actor_lr: Annotated[float, 0.0, 1.0] = 1e-4  # Adam step size of the policy and of alpha
+    critic_lr: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of critics and multiplier
+    hidden: Annotated[int, 1, 4096] = 256  # width of every hidden layer
+    actor_layers: Annotated[int, 1, 10] = 2  # hidden layers of the policy
+    critic_layers: Annotated[int, 1, 10] = 2  # hidden layers of each critic
+    num_critics: Annotated[int, 1, 100] = 10  # size of the critic ensemble
+    critic_subset: Annotated[int, 0, 100] = 2  # critics drawn for a minimum and the gap; 0: all
     layer_norm: bool = True  # normalize each hidden layer, in policy and critics
     calibrate: bool = True  # stop pushing policy actions down at the data's return; off: CQL
-    cql_alpha: float = 5.0  # w, weight of the gap
+    cql_alpha: Annotated[float, 0.0, 1e6] = 5.0  # w, weight of the gap
     lagrange: bool = False  # tune a multiplier m of the gap so that it stays at --cql-gap
-    cql_gap: float = 0.8  # g, see --lagrange
-    num_actions: int = 10  # N, sampled actions of each kind and state
-    importance_sampling: bool = (
-        True  # subtract log-densities; off: raw values, and the data's action among them
-    )
-    max_backup: bool = (
-        True  # offline: targets take the best of N next actions; off: one next action
-    )
+    cql_gap: Annotated[float, -1e6, 1e6] = 0.8  # g, see --lagrange
+    num_actions: Annotated[int, 1, 100] = 10  # N, sampled actions of each kind and state
+    importance_sampling: bool = True  # subtract log-densities; off: the data's action joins
+    max_backup: bool = True  # offline: targets take the best of N next actions; off: of one
     online_max_backup: bool = False  # the same online
-    warmup_steps: int = 5_000  # environment steps before the first update, which waits for utd_ratio batches in any case
-    utd_ratio: int = 4  # critic updates per environment step, online
-    retain_offline_ratio: float = 0.0  # share of each online batch that comes from the data set
+    warmup_steps: Annotated[int, 0, 10**9] = 5_000  # at least so many steps before the first update
+    utd_ratio: Annotated[int, 1, 1000] = 4  # critic updates per environment step, online
+    retain_offline_ratio: Annotated[float, 0.0, 1.0] = 0.0  # online batches: share of offline data
     load_critic: bool = True  # go on with the offline critics; off: new ones at the switch
     load_policy: bool = True  # go on with the offline policy; off: a new one at the switch
-    sparse: bool = False  # an unterminated episode of constant reward counts as going on forever: R = r / (1 - gamma)
+    sparse: bool = False  # an unfinished episode of constant reward goes on: R = r / (1 - gamma)
 
 
-# The settings of the authors' scripts are the defaults for a data set of that family, the second-to-last part of its id; an
-# explicit flag wins. Budgets of locomotion and pointmaze: ours.
+# The settings of the authors' scripts by family, the second-to-last part of a data set's id. They
+# are defaults: a flag wins. Budgets of locomotion and pointmaze: ours.
 ONLINE = {"online_steps": 500_000, "checkpoint_every": 50_000}
 ANTMAZE = {"critic_layers": 4, "offline_steps": 1_000_000} | ONLINE
+ANTMAZE |= {"lagrange": True, "eval_episodes": 20}
 ADROIT = {"hidden": 512, "critic_layers": 3, "cql_alpha": 1.0, "offline_steps": 20_000} | ONLINE
-KITCHEN = {
-    "hidden": 512,
-    "actor_layers": 3,
-    "critic_layers": 3,
-    "importance_sampling": False,
-    "offline_steps": 250_000,
-}
+KITCHEN = {"hidden": 512, "actor_layers": 3, "critic_layers": 3, "importance_sampling": False}
+KITCHEN |= {"reward_bias": -4.0, "offline_steps": 250_000} | ONLINE
 MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True, "sparse": True}
-POINTMAZE = {
-    "cql_alpha": 0.5,
-    "layer_norm": True,
-    "gamma": 0.995,
-    "tau": 0.02,
-    "actor_lr": 3e-4,
-}  # ours
 MAZE |= {"online_max_backup": True}
+POINTMAZE = {"cql_alpha": 0.5, "layer_norm": True, "gamma": 0.995, "tau": 0.02}  # ours
+POINTMAZE |= {"actor_lr": 3e-4, "eval_episodes": 24}
 PAPER_SETTINGS = {
     **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], {"calibrate": False}),
     **dict.fromkeys(["pen", "door", "hammer", "relocate"], ADROIT),
-    "kitchen": KITCHEN | {"reward_bias": -4.0} | ONLINE,
-    "antmaze": MAZE | ANTMAZE | {"lagrange": True, "eval_episodes": 20},
-    "pointmaze": MAZE | POINTMAZE | {"eval_episodes": 24},
+    "kitchen": KITCHEN,
+    "antmaze": MAZE | ANTMAZE,
+    "pointmaze": MAZE | POINTMAZE,
 }
 
 NETWORKS = "cql"  # scripts with the same word here accept each other's offline.pt
-METRICS = [
-    "td_loss",
-    "cql_gap",
-    "cql_weight",
-    "bound_rate",
-    "q",
-    "mc_return",
-    "actor_loss",
-    "alpha",
-    "entropy",
-]
+ONLINE_ONLY = ()  # entries of the agent that begin at the switch, and are not in an offline.pt
+METRICS = ["td_loss", "cql_gap", "cql_weight", "bound_rate", "q", "mc_return"]
+METRICS += ["actor_loss", "alpha", "entropy"]
 KEYS = [f"offline/{name}" for name in METRICS]
-KEYS += [f"online/{name}" for name in ("td_loss", "q", "actor_loss", "alpha", "entropy")]
-KEYS += [
-    "online/episode_return",
-    "online/episode_length",
-    "eval/return",
-    "eval/score",
-    "eval/success",
-]
+KEYS += ["online/td_loss", "online/q", "online/actor_loss", "online/alpha", "online/entropy"]
+KEYS += ["online/episode_return", "online/episode_length"]
+KEYS += ["eval/return", "eval/score", "eval/success"]
 
 
 class Ensemble(nn.Module):
-    """E separate MLPs with ReLU units; one batched matmul per layer serves all. Orthogonal weights, zero biases."""
+    """E separate MLPs with ReLU units; one batched matmul per layer serves all.
+
+    Orthogonal weights, zero biases."""
 
     def __init__(self, count: int, in_dim: int, out_dim: int, layers: int, args: Args):
         super().__init__()
-        self.weights, self.biases, self.norms = (nn.ParameterList() for _ in range(3))
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        self.norms = nn.ParameterList()  # with layer norm: scale and shift of each hidden layer
         dims = [in_dim] + [args.hidden] * layers + [out_dim]
         for layer, (fan_in, fan_out) in enumerate(zip(dims, dims[1:])):
-            gain = math.sqrt(2) if layer < layers else 0.01
+            hidden = layer < layers
+            gain = math.sqrt(2) if hidden else 0.01
             weights = [
                 nn.init.orthogonal_(torch.empty(fan_in, fan_out), gain) for _ in range(count)
             ]
             self.weights.append(torch.stack(weights))
             self.biases.append(torch.zeros(count, 1, fan_out))
-            if args.layer_norm and layer < layers:
-                self.norms.extend(
-                    [torch.ones(count, 1, fan_out), torch.zeros(count, 1, fan_out)]
-                )  # scale and shift
+            if args.layer_norm and hidden:
+                self.norms.append(torch.ones(count, 1, fan_out))
+                self.norms.append(torch.zeros(count, 1, fan_out))
 
     def forward(
         self, x: torch.Tensor, members: torch.Tensor | None = None, frozen: bool = False
     ) -> torch.Tensor:
-        """(B, in_dim) -> (E, B, out_dim); of these `members` only, or without gradients to the parameters."""
-        weights, biases, norms = (
-            [p.detach() if frozen else p for p in ps]
-            for ps in (self.weights, self.biases, self.norms)
-        )
+        """(B, in_dim) -> (E, B, out_dim).
+
+        With `members`: of these only. Frozen: without gradients to the parameters."""
+        weights, biases, norms = list(self.weights), list(self.biases), list(self.norms)
+        if frozen:
+            weights, biases, norms = ([p.detach() for p in ps] for ps in (weights, biases, norms))
         if members is not None:
             weights, biases, norms = ([p[members] for p in ps] for ps in (weights, biases, norms))
         x = x.expand(len(weights[0]), -1, -1)
+        last = len(weights) - 1
         for layer, (weight, bias) in enumerate(zip(weights, biases)):
             x = torch.bmm(x, weight) + bias
-            if layer < len(weights) - 1 and norms:
-                x = x - x.mean(
-                    -1, keepdim=True
-                )  # layer norm by hand: F.layer_norm is slower when compiled for a CPU
-                x = (
-                    x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * norms[2 * layer]
-                    + norms[2 * layer + 1]
-                )
-            x = F.relu(x) if layer < len(weights) - 1 else x
+            if layer < last and norms:
+                # Layer norm by hand: F.layer_norm is slower when it is compiled for a CPU.
+                scale, shift = norms[2 * layer], norms[2 * layer + 1]
+                x = x - x.mean(-1, keepdim=True)
+                x = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * scale + shift
+            if layer < last:
+                x = F.relu(x)
         return x
 
 
 class Actor(nn.Module):
-    """Gaussian squashed by tanh, so that actions lie in the box; mean and standard deviation depend on the observation."""
+    """Gaussian squashed by tanh into the action box; mean and spread depend on the observation."""
 
     def __init__(self, obs_dim: int, act_dim: int, args: Args):
         super().__init__()
         self.net = Ensemble(1, obs_dim, 2 * act_dim, args.actor_layers, args)
-        self.log_std_scale, self.log_std_shift = (
-            nn.Parameter(torch.tensor(1.0)),
-            nn.Parameter(torch.tensor(-1.0)),
-        )
+        self.log_std_scale = nn.Parameter(torch.tensor(1.0))
+        self.log_std_shift = nn.Parameter(torch.tensor(-1.0))
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log standard deviation before the tanh, (B, act_dim) each."""
         mean, log_std = self.net(obs)[0].chunk(2, -1)
-        return mean, (self.log_std_scale * log_std + self.log_std_shift).clamp(
-            -20.0, 2.0
-        )  # (B, act_dim) each
+        log_std = self.log_std_scale * log_std + self.log_std_shift
+        return mean, log_std.clamp(-20.0, 2.0)
 
     def sample(self, obs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Actions (count, B, act_dim) and their log-densities (count, B), with gradients through both."""
+        """Actions (count, B, act_dim) and log-densities (count, B), with gradients through both."""
         mean, log_std = self(obs)
         noise = torch.randn(count, *mean.shape, device=mean.device)
         u = mean + log_std.exp() * noise
@@ -268,52 +262,93 @@ class Critic(nn.Module):
         return self.net(x, **options).view(-1, *actions.shape[:2])
 
 
+# ---- replay buffer: the same in every script ----
+class ReplayBuffer:
+    """Transitions, a row of a table each: first the data set, then up to `capacity` online."""
+
+    def __init__(self, columns: dict[str, np.ndarray], capacity: int, device: torch.device):
+        self.shapes = {name: column.shape[1:] for name, column in columns.items()}
+        self.widths = [math.prod(shape) for shape in self.shapes.values()]
+        self.offline_size = len(columns["rewards"])
+        self.size = self.offline_size
+        self.rows = torch.empty(self.size + capacity, sum(self.widths), device=device)
+        for part, column in zip(self.rows[: self.size].split(self.widths, dim=1), columns.values()):
+            part.copy_(torch.from_numpy(column).reshape(part.shape))
+
+    def add(self, **transition) -> None:
+        """Append one transition, given by the names of the columns."""
+        parts = [np.ravel(transition[name]) for name in self.shapes]
+        self.rows[self.size] = torch.from_numpy(np.concatenate(parts))
+        self.size += 1
+
+    def sample(
+        self, batch_size: int, offline_ratio: float | None = None, newest: int = sys.maxsize
+    ) -> dict[str, torch.Tensor]:
+        """Each column of a random batch, as (batch_size,) or (batch_size, dim), with replacement.
+
+        Uniform over all that is held. With an offline_ratio: that share from the data set (it comes
+        first in the batch), the rest from the `newest` online transitions."""
+        device = self.rows.device
+        if offline_ratio is None:
+            index = torch.randint(self.size, (batch_size,), device=device)
+        else:
+            oldest = max(self.offline_size, self.size - newest)
+            index = torch.randint(oldest, self.size, (batch_size,), device=device)
+            offline = round(offline_ratio * batch_size)
+            index[:offline] = torch.randint(self.offline_size, (offline,), device=device)
+        parts = self.rows[index].split(self.widths, dim=1)
+        batch = {}
+        for part, (name, shape) in zip(parts, self.shapes.items()):
+            batch[name] = part.reshape(batch_size, *shape)
+        return batch
+
+
+# ---- end of replay buffer ----
+
+
 class Agent(nn.Module):
-    """The networks of WSRL (so that state_dict() is what a checkpoint holds), their optimizer and their update."""
+    """The networks of WSRL (what a checkpoint holds), their optimizer and their update."""
 
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()
         self.args = args
-        self.actor, self.critic = Actor(obs_dim, act_dim, args), Critic(obs_dim, act_dim, args)
+        self.actor = Actor(obs_dim, act_dim, args)
+        self.critic = Critic(obs_dim, act_dim, args)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(0.0))
         self.log_multiplier = nn.Parameter(torch.tensor(1.0))  # with --lagrange
         self.to(device)
-        groups = [{"params": [*self.actor.parameters(), self.log_alpha], "lr": args.actor_lr}]
-        groups += [
-            {"params": [*self.critic.parameters(), self.log_multiplier], "lr": args.critic_lr}
-        ]
-        self.optimizer = torch.optim.Adam(groups, fused=True)
-        if args.compile:
-            mode = "reduce-overhead" if device.type == "cuda" else None
-            self.critic_loss = torch.compile(self.critic_loss, mode=mode)
-            self.actor_loss = torch.compile(self.actor_loss, mode=mode)
+        actor = {"params": [*self.actor.parameters(), self.log_alpha], "lr": args.actor_lr}
+        critic = {"params": [*self.critic.parameters(), self.log_multiplier]}
+        critic["lr"] = args.critic_lr
+        self.optimizer = torch.optim.Adam([actor, critic], fused=True)
+        self.compiled_critic_loss = compiled(self.critic_loss, args, device)
+        self.compiled_actor_loss = compiled(self.actor_loss, args, device)
 
     @torch.no_grad()
     def act(self, obs: torch.Tensor, deterministic: bool) -> torch.Tensor:
-        """Action (act_dim,) in [-1, 1] for one observation (obs_dim,): the squashed mean, or a sample."""
-        return (
-            torch.tanh(self.actor(obs[None])[0][0])
-            if deterministic
-            else self.actor.sample(obs[None], 1)[0][0, 0]
-        )
+        """Action in [-1, 1] for one observation or a batch: the squashed mean, or a sample."""
+        batch = obs.reshape(-1, obs.shape[-1])
+        if deterministic:
+            mean, _ = self.actor(batch)
+            actions = torch.tanh(mean)
+        else:
+            samples, _ = self.actor.sample(batch, 1)
+            actions = samples[0]
+        return actions.reshape(*obs.shape[:-1], -1)
 
     def some_critics(self) -> torch.Tensor | None:
-        """Indices of the critics that a minimum or the gap is taken over."""
+        """Indices of the critics that a minimum or the gap is taken over; None: all."""
         count = self.args.critic_subset
-        return (
-            torch.randint(self.args.num_critics, (count,), device=self.log_alpha.device)
-            if count
-            else None
-        )
+        if count == 0:
+            return None
+        return torch.randint(self.args.num_critics, (count,), device=self.log_alpha.device)
 
     def forget(self, networks: list[nn.Module]) -> None:
         """Give `networks` the initial weights of a new agent, and no optimizer moments."""
-        obs_dim, act_dim = (
-            self.actor.net.weights[0].shape[1],
-            self.actor.net.weights[-1].shape[2] // 2,
-        )
-        new = {type(network): type(network)(obs_dim, act_dim, self.args) for network in networks}
+        obs_dim = self.actor.net.weights[0].shape[1]
+        act_dim = self.actor.net.weights[-1].shape[2] // 2
+        new = {type(old): type(old)(obs_dim, act_dim, self.args) for old in networks}
         for network in networks:
             network.load_state_dict(new[type(network)].state_dict())
             for parameter in network.parameters():
@@ -322,18 +357,19 @@ class Agent(nn.Module):
     def critic_loss(
         self, batch: dict[str, torch.Tensor], online: bool = False
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """TD error and, offline, conservative gap of the critics and the loss of the multiplier; and what to log."""
+        """TD error of the critics, offline also their gap and the multiplier; and what to log."""
         args, obs, actions = self.args, batch["obs"], batch["actions"]
+        next_obs, mc_returns = batch["next_obs"], batch["mc_returns"]
         with torch.no_grad():
-            count = 1 if online and not args.online_max_backup else args.num_actions
-            next_actions, next_log_prob = self.actor.sample(
-                batch["next_obs"], count
-            )  # (N, B, act_dim), (N, B)
+            count = args.num_actions
+            if online and not args.online_max_backup:
+                count = 1
+            # (N, B, act_dim), (N, B)
+            next_actions, next_log_prob = self.actor.sample(next_obs, count)
             candidates = next_actions if args.max_backup or online else next_actions[:1]
-            next_q = self.critic_target(
-                batch["next_obs"], candidates, members=self.some_critics()
-            ).amin(0)  # (N, B)
-            target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_q.amax(0)
+            next_q = self.critic_target(next_obs, candidates, members=self.some_critics())
+            next_q = next_q.amin(0).amax(0)  # (E, N, B) -> (B,): lowest critic, best action
+            target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_q
 
         q = self.critic(obs, actions[None])[:, 0]  # (E, B)
         td_loss = (q - target).square().mean()
@@ -345,41 +381,33 @@ class Agent(nn.Module):
             current, current_log_prob = self.actor.sample(obs, args.num_actions)
         members = self.some_critics()
         data_q = q if members is None else q[members]
-        sampled = self.critic(
-            obs, torch.cat([uniform, current, next_actions]), members=members
-        )  # (E, 3 N, B)
-        uniform_q, policy_q = sampled.split([args.num_actions, 2 * args.num_actions], 1)
-        below = policy_q < batch["mc_returns"]
-        policy_q = torch.maximum(policy_q, batch["mc_returns"]) if args.calibrate else policy_q
+        sampled = torch.cat([uniform, current, next_actions])
+        sampled_q = self.critic(obs, sampled, members=members)  # (E, 3 N, B)
+        uniform_q, policy_q = sampled_q.split([args.num_actions, 2 * args.num_actions], 1)
+        below = policy_q < mc_returns
+        if args.calibrate:
+            policy_q = torch.maximum(policy_q, mc_returns)
         if args.importance_sampling:
             uniform_q = uniform_q + actions.shape[1] * math.log(2)  # density 2^-A
             policy_q = policy_q - torch.cat([current_log_prob, next_log_prob])
+            pushed_q = torch.cat([uniform_q, policy_q], 1)
         else:
-            uniform_q = torch.cat([uniform_q, data_q[:, None]], 1)
-        gap = (torch.cat([uniform_q, policy_q], 1).logsumexp(1) - data_q).mean(1)  # (E,)
-        weight, excess, multiplier_loss = (
-            torch.full_like(self.log_multiplier, args.cql_alpha),
-            gap,
-            0.0,
-        )
+            pushed_q = torch.cat([uniform_q, data_q[:, None], policy_q], 1)
+        gap = (pushed_q.logsumexp(1) - data_q).mean(1)  # (E,)
+        weight = torch.full_like(self.log_multiplier, args.cql_alpha)
+        excess = gap
+        multiplier_loss = 0.0
         if args.lagrange:
-            weight, excess = (
-                args.cql_alpha * self.log_multiplier.exp().clamp(max=1e6),
-                gap - args.cql_gap,
-            )
+            weight = args.cql_alpha * self.log_multiplier.exp().clamp(max=1e6)
+            excess = gap - args.cql_gap
             multiplier_loss = -(weight * excess.detach()).mean()
         conservative = (weight.detach() * excess).mean()
 
-        logged = {
-            "td_loss": td_loss,
-            "cql_gap": gap.mean(),
-            "cql_weight": weight,
-            "bound_rate": below.float().mean(),
-        }
-        logged |= {"q": q.mean(), "mc_return": batch["mc_returns"].mean()}
-        return td_loss + conservative + multiplier_loss, {
-            name: x.detach() for name, x in logged.items()
-        }
+        metrics = {"td_loss": td_loss, "cql_gap": gap.mean(), "cql_weight": weight}
+        metrics |= {"bound_rate": below.float().mean(), "q": q.mean()}
+        metrics |= {"mc_return": mc_returns.mean()}
+        loss = td_loss + conservative + multiplier_loss
+        return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def actor_loss(
         self, batch: dict[str, torch.Tensor]
@@ -390,54 +418,53 @@ class Agent(nn.Module):
         alpha = self.log_alpha.exp().detach()
         actor_loss = (alpha * log_prob - q).mean()
         alpha_loss = -self.log_alpha * (log_prob.detach().mean() - actions.shape[-1])
-        logged = {"actor_loss": actor_loss, "alpha": alpha, "entropy": -log_prob.mean()}
-        return actor_loss + alpha_loss, {name: x.detach() for name, x in logged.items()}
+        metrics = {"actor_loss": actor_loss, "alpha": alpha, "entropy": -log_prob.mean()}
+        loss = actor_loss + alpha_loss
+        return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def update(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """One gradient step on all networks, then the target critics follow."""
         self.optimizer.zero_grad()
-        (critic_loss, metrics), (actor_loss, more) = self.critic_loss(batch), self.actor_loss(batch)
+        critic_loss, critic_metrics = self.compiled_critic_loss(batch)
+        actor_loss, actor_metrics = self.compiled_actor_loss(batch)
         (critic_loss + actor_loss).backward()
         self.optimizer.step()
         self.update_target()
-        return metrics | more
+        return critic_metrics | actor_metrics
 
     def update_online(self, batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """A gradient step of the critics on each batch, then one of policy and temperature on all of them together."""
+        """A step of the critics on each batch, then one of policy and temperature on them all."""
         for batch in batches:
             self.optimizer.zero_grad()  # Adam leaves alone what has no gradient
-            loss, metrics = self.critic_loss(batch, online=True)
+            loss, metrics = self.compiled_critic_loss(batch, online=True)
             loss.backward()
             self.optimizer.step()
             self.update_target()
-        metrics = {
-            name: value.clone() for name, value in metrics.items()
-        }  # the next call may overwrite it (CUDA graphs)
+        # Clone: with CUDA graphs the next call may overwrite what this one returned.
+        critic_metrics = {name: value.clone() for name, value in metrics.items()}
         self.optimizer.zero_grad()
-        loss, more = self.actor_loss({"obs": torch.cat([batch["obs"] for batch in batches])})
+        obs = torch.cat([batch["obs"] for batch in batches])
+        loss, actor_metrics = self.compiled_actor_loss({"obs": obs})
         loss.backward()
         self.optimizer.step()
-        return metrics | more
+        return critic_metrics | actor_metrics
 
     def update_target(self) -> None:
         """Move the target critics a little towards the critics."""
-        critic = [
-            parameter.detach() for parameter in self.critic.parameters()
-        ]  # else a graph grows behind the target
+        critic = [parameter.detach() for parameter in self.critic.parameters()]
         torch._foreach_lerp_(list(self.critic_target.parameters()), critic, self.args.tau)
 
 
 def mc_returns(
     rewards: np.ndarray, terminations: np.ndarray, ends: np.ndarray, args: Args
 ) -> np.ndarray:
-    """Discounted return from each transition on, to its episode's end: (N,) -> (N,) float32. `ends`: one past each last."""
+    """Discounted return from each transition on, to its episode's end: (N,) -> (N,) float32.
+
+    `ends`: one past the last transition of each episode."""
     returns = rewards.astype(np.float64)
     for start, end in zip(np.r_[0, ends[:-1]], ends):
-        if (
-            args.sparse
-            and not terminations[end - 1]
-            and (rewards[start:end] == rewards[start]).all()
-        ):
+        constant = (rewards[start:end] == rewards[start]).all()
+        if args.sparse and not terminations[end - 1] and constant:
             returns[start:end] = rewards[start] / (1 - args.gamma)
         else:
             for t in reversed(range(start, end - 1)):
@@ -447,43 +474,43 @@ def mc_returns(
 
 def main(args: Args) -> None:
     device = set_up(args)
-    check(0 <= args.retain_offline_ratio <= 1, "--retain-offline-ratio must lie between 0 and 1")
-    check(args.gamma < 1 or not args.sparse, "--sparse needs a --gamma below 1")
-    check(args.cql_alpha >= 0, "--cql-alpha must be at least 0")
-    idle = max(
-        args.warmup_steps, args.utd_ratio * args.batch_size * (1 - args.retain_offline_ratio)
-    )  # steps without update
-    if 0 < args.online_steps <= idle:
-        print(
-            f"note: --online-steps {args.online_steps} end before the first update, which follows step {idle:g}"
-        )
+    if args.sparse and args.gamma == 1:
+        fail("--sparse needs a --gamma below 1")
+    if args.critic_subset > args.num_critics:
+        fail(f"--critic-subset must be at most --num-critics, {args.num_critics}")
+    weights = args.num_critics * args.critic_layers * args.hidden**2
+    check_memory(5 * 4.0 * weights, "critics, targets, gradients and moments", args)
     columns, ends, task, references = load_data(args)
-    env, eval_env = (
-        make_env(task, columns, args),
-        make_env(task, columns, args, video=args.capture_video),
-    )
+    env, eval_env = make_env(task), make_env(task)
     columns["rewards"] = args.reward_scale * columns["rewards"] + args.reward_bias
     columns["mc_returns"] = mc_returns(columns["rewards"], columns["terminations"], ends, args)
     buffer = ReplayBuffer(columns, args.online_steps, device)
     agent = Agent(columns["obs"].shape[1], columns["actions"].shape[1], args, device)
+    # The steps without an update: the warm-up, and until there are enough rows for all batches.
+    new_rows = args.utd_ratio * args.batch_size * (1 - args.retain_offline_ratio)
+    idle = max(args.warmup_steps, new_rows)
+    if 0 < args.online_steps <= idle:
+        print(f"note: the first update would follow step {idle:g}, after the last --online-steps")
     run = Run(args, agent, buffer, references)
 
     # ---- offline: gradient steps -offline_steps + 1, ..., 0
     for step in run.steps("offline"):
-        run.report(agent.update(buffer.sample(args.batch_size)))
+        batch = buffer.sample(args.batch_size)
+        metrics = agent.update(batch)
+        run.report(metrics)
         if step % args.eval_every == 0 and step < 0:
             run.evaluate(agent.act, eval_env)
         run.checkpoint()
 
-    # ---- the switch: from here on no conservative term, and of the offline data no more than --retain-offline-ratio
+    # ---- the switch: no conservative term, and no offline data but --retain-offline-ratio
     if run.phase == "offline":
         run.evaluate(agent.act, eval_env)
         run.end_offline()
     if run.step == 0:  # later checkpoints hold the result
-        agent.forget(
-            [agent.critic, agent.critic_target] * (not args.load_critic)
-            + [agent.actor] * (not args.load_policy)
-        )
+        if not args.load_critic:
+            agent.forget([agent.critic, agent.critic_target])
+        if not args.load_policy:
+            agent.forget([agent.actor])
 
     # ---- online: environment steps 1, ..., online_steps
     obs, _ = env.reset(seed=run.seed(0, run.episode))
@@ -491,21 +518,16 @@ def main(args: Args) -> None:
         action = agent.act(torch.from_numpy(obs).to(device), deterministic=False).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
         reward = args.reward_scale * float(reward) + args.reward_bias
-        buffer.add(
-            obs=obs,
-            actions=action,
-            rewards=reward,
-            next_obs=next_obs,
-            terminations=terminated,
-            mc_returns=0,
-        )
+        transition = {"obs": obs, "actions": action, "rewards": reward}
+        transition |= {"next_obs": next_obs, "terminations": terminated}
+        buffer.add(**transition, mc_returns=0)  # nothing online asks for its return
         obs = next_obs
         if step > idle:
-            batches = [
-                buffer.sample(args.batch_size, args.retain_offline_ratio)
-                for _ in range(args.utd_ratio)
-            ]
-            run.report(agent.update_online(batches))
+            batches = []
+            for _ in range(args.utd_ratio):
+                batches.append(buffer.sample(args.batch_size, args.retain_offline_ratio))
+            metrics = agent.update_online(batches)
+            run.report(metrics)
         if step % args.eval_every == 0 or step == args.online_steps:
             run.evaluate(agent.act, eval_env)
         if terminated or truncated:
@@ -516,335 +538,457 @@ def main(args: Args) -> None:
 
 # ==== below this line: the same in every script (tests/test_shared_blocks.py) ====
 
-SCRIPT, BUNDLED = Path(__file__), Path(__file__).resolve().parent / "datasets"
+SCRIPT = Path(__file__)
+BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
-PROGRESS = (
-    "phase",
-    "step",
-    "episode",
-    "history",
-    "seconds",
-)  # attributes of Run that a resumed run goes on with
-# Mean returns of a random policy and of an expert, for mujoco/* data, which name none: D4RL v2, measured on gym's v2 tasks.
-REFERENCE_SCORES = {"hopper": (-20.272305, 3234.3), "halfcheetah": (-280.178953, 12135.0)}
-REFERENCE_SCORES |= {"walker2d": (1.629008, 4592.3), "ant": (-325.6, 3879.7)}
+PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
+EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
+# Mean returns of a random policy and of an expert, for mujoco/* data, which name none: D4RL v2,
+# measured on gym's v2 tasks.
+REFERENCE_SCORES = {
+    "hopper": (-20.272305, 3234.3),
+    "halfcheetah": (-280.178953, 12135.0),
+    "walker2d": (1.629008, 4592.3),
+    "ant": (-325.6, 3879.7),
+}
 
 
-def check(condition: bool, message: str, status: int = 2) -> None:
-    """Unless the condition holds, end the run with one sentence: status 2 bad input, 3 diverged, 130/143 interrupted."""
-    if not condition:
-        print(f"{SCRIPT.name}: {message}", file=sys.stderr)
-        raise SystemExit(status)
+def fail(message: str, status: int = 2) -> typing.NoReturn:
+    """End the run with one sentence; status 2: bad input, 3: the run diverged."""
+    print(f"{SCRIPT.name}: {' '.join(message.split())}"[:1500], file=sys.stderr)
+    raise SystemExit(status)
+
+
+def check_ranges(args) -> None:
+    """Every argument must be of its type and in its range, from a command line or a checkpoint."""
+    for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
+        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        kind, *bounds = typing.get_args(hint) or [hint]
+        if typing.get_origin(hint) is Annotated:
+            if type(value) is not kind or not bounds[0] <= value <= bounds[1]:
+                fail(f"{flag} must be between {bounds[0]:g} and {bounds[1]:g}, not {value}")
+        elif typing.get_origin(hint) is Literal:
+            if value not in [kind, *bounds]:
+                fail(f"{flag} must be one of {kind}, {', '.join(bounds)}, not {value}")
+        elif not isinstance(value, hint):
+            fail(f"{flag} must be of the type {hint}, not {value!r}")
+
+
+def device_of(args: Args) -> torch.device:
+    """Where networks and data live."""
+    return torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
+
+
+def check_memory(size: float, purpose: str, args: Args) -> None:
+    """Refuse `size` bytes for a purpose where the machine, or the GPU, has less in all."""
+    device = device_of(args)
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+    else:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > total:
+        fail(f"{purpose} would need {size / 1e9:,.1f} GB; there are {total / 1e9:,.1f} GB")
+
+
+# ---- data and environment
 
 
 def flatten(space: gym.Space, x) -> np.ndarray:
-    """One observation -> (dim,), a column of T -> (T, dim) float32, in the order of gymnasium.spaces.flatten."""
+    """One observation -> (dim,), T of them -> (T, dim), float32, as gymnasium.spaces.flatten."""
     if isinstance(space, gym.spaces.Dict):
         return np.concatenate([flatten(sub, x[key]) for key, sub in space.items()], axis=-1)
-    check(
-        isinstance(space, gym.spaces.Box) and len(space.shape) < 3,
-        f"observations must be vectors, not {space}",
-    )
-    x = np.array(x, np.float32)  # a copy: some tasks change the observation that they returned
-    return x.reshape(*x.shape[: x.ndim - len(space.shape)], -1)
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) > 2:
+        fail(f"observations must be vectors, not {space}")
+    x = np.asarray(x)
+    leading = x.shape[: x.ndim - len(space.shape)]
+    if x.dtype.kind not in "fiub" or x.shape != leading + space.shape or len(leading) > 1:
+        fail(f"observations of {space} cannot be an array of {x.dtype} with the shape {x.shape}")
+    # A copy: some tasks change the observation that they returned.
+    return np.array(x, np.float32).reshape(*leading, -1)
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a data set that leads elsewhere (to code, to other files) or counts wrongly."""
+    metadata = json.loads((folder / "metadata.json").read_text())
+    if not {"observation_space", "action_space"} <= metadata.keys():  # Minari would build the task
+        fail(f"{folder} does not tell its observation and action space")
+    with h5py.File(folder / "main_data.hdf5", "r") as file:
+        links = []
+        file.visititems_links(lambda name, link: links.append((name, type(link))))
+        for name, kind in links:
+            item = file[name] if kind is h5py.HardLink else None
+            if (
+                item is None
+                or isinstance(item, h5py.Dataset)
+                and (item.external or item.is_virtual)
+            ):
+                fail(f"{folder}: {name} leads to other data, which is not followed")
+        steps = sum(len(episode["rewards"]) for episode in file.values())
+        counted = {"total_episodes": len(file), "total_steps": steps}
+    for name, count in counted.items():
+        if metadata.get(name) != count:
+            fail(f"{folder} says {name} = {metadata.get(name)}, but holds {count}")
 
 
 def find_dataset(dataset_id: str) -> minari.MinariDataset:
     """The bundled copy, else the local Minari copy, else a download."""
-    for folder in (BUNDLED, minari.storage.get_dataset_path()):
-        if (folder / dataset_id / "data").is_dir():
-            return minari.MinariDataset(folder / dataset_id / "data")
-    try:
-        return minari.load_dataset(dataset_id, download=True)
-    except Exception as error:
-        have = [str(path.parent.relative_to(BUNDLED)) for path in BUNDLED.glob("**/data")] + [
-            *minari.list_local_datasets()
-        ]
-        why = f"`minari download {dataset_id}` fails: {type(error).__name__}: {error}".splitlines()[
-            0
-        ]
-        check(
-            False,
-            f"no data set {dataset_id} (bundled or local: {', '.join(sorted(have)) or 'none'}), and {why}",
-        )
+    if not re.fullmatch(r"[\w-]+(/[\w-]+)*", dataset_id):
+        fail(f"--dataset-id {dataset_id!r} is no Minari id, such as D4RL/hopper/medium-v2")
+    roots = [BUNDLED, minari.storage.get_dataset_path()]
+    folders = [root / dataset_id / "data" for root in roots]
+    if not any(folder.is_dir() for folder in folders):
+        try:
+            minari.download_dataset(dataset_id)
+        except Exception as error:
+            found = [(root, path) for root in roots for path in root.glob("**/data/metadata.json")]
+            have = sorted(str(path.parent.parent.relative_to(root)) for root, path in found)
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            fail(
+                f"no data set {dataset_id} (bundled or local: {', '.join(have) or 'none'}), "
+                f"and `minari download {dataset_id}` fails: {why}"
+            )
+    folder = next(folder for folder in folders if folder.is_dir())
+    check_files(folder)
+    return minari.MinariDataset(folder)
+
+
+def check_episode(episode: minari.EpisodeData, obs: np.ndarray, act_shape: tuple) -> None:
+    """An episode of T steps has T + 1 observations, T of the rest, and ends at its last step."""
+    steps, which = len(episode.rewards), f"episode {episode.id}"
+    columns = {
+        "observations": (obs, (steps + 1, *obs.shape[1:])),
+        "actions": (episode.actions, (steps, *act_shape)),
+        "rewards": (episode.rewards, (steps,)),
+        "terminations": (episode.terminations, (steps,)),
+    }
+    for name, (column, shape) in columns.items():
+        if column.dtype.kind not in "fiub" or column.shape != shape:
+            fail(f"{which}: {column.dtype} {name} of shape {column.shape}, not numbers of {shape}")
+    if not np.isin(episode.terminations, (0, 1)).all():
+        fail(f"{which}: terminations must be 0 or 1")
+    if episode.terminations[:-1].any():
+        fail(f"{which} goes on after it has terminated")
 
 
 def read_episodes(
     dataset: minari.MinariDataset, success_ends_episode: bool
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """All transitions as float32 columns, rewards raw, actions rescaled to [-1, 1]; and one past each episode's last.
-    An episode of T steps has T + 1 observations, so the last transition is kept even where a time limit cut it."""
-    obs_dim, low, high = (
-        gym.spaces.flatdim(dataset.observation_space),
-        dataset.action_space.low,
-        dataset.action_space.high,
-    )
-    shapes = {
-        "obs": (obs_dim,),
-        "actions": low.shape,
-        "rewards": (),
-        "next_obs": (obs_dim,),
-        "terminations": (),
-    }
-    columns = {
-        name: np.empty((int(dataset.total_steps), *shape), np.float32)
-        for name, shape in shapes.items()
-    }
-    ends = [0]
+    """All transitions as float32 columns, and one past the last row of each episode.
+
+    Rewards are raw, actions rescaled to [-1, 1]. An episode of T steps has T + 1 observations, so
+    the last transition is kept even where a time limit cut the episode."""
+    box = dataset.action_space
+    obs_dim, total = gym.spaces.flatdim(dataset.observation_space), int(dataset.total_steps)
+    shapes = {"obs": (obs_dim,), "actions": box.shape, "rewards": ()}
+    shapes |= {"next_obs": (obs_dim,), "terminations": ()}
+    columns = {name: np.empty((total, *shape), np.float32) for name, shape in shapes.items()}
+    ends, farthest = [0], 0.0
     for episode in dataset.iterate_episodes():
-        obs, length = flatten(dataset.observation_space, episode.observations), len(episode.rewards)
-        terminations = episode.terminations
+        obs = flatten(dataset.observation_space, episode.observations)
+        check_episode(episode, obs, box.shape)
+        length, terminations = len(episode.rewards), episode.terminations.astype(bool)
+        if length == 0:
+            continue
         if success_ends_episode:
-            success = np.asarray((episode.infos or {}).get("success", episode.rewards > 0), bool)[
-                -length:
-            ]
+            success = np.asarray((episode.infos or {}).get("success", episode.rewards > 0), bool)
+            success = success[-length:]  # infos may have an entry for the reset, too
             length = min([length, *np.flatnonzero(success)[:1] + 1])
             terminations = terminations | success
         rows = slice(ends[-1], ends[-1] + length)
         columns["obs"][rows], columns["next_obs"][rows] = obs[:length], obs[1 : length + 1]
-        actions = 2 * (episode.actions[:length] - low) / (high - low) - 1
-        columns["actions"][rows] = actions.clip(
-            -1 + 1e-5, 1 - 1e-5
-        )  # tanh never reaches the borders
-        columns["rewards"][rows], columns["terminations"][rows] = (
-            episode.rewards[:length],
-            terminations[:length],
+        actions = 2 * (episode.actions[:length] - box.low) / (box.high - box.low) - 1
+        farthest = max(farthest, np.abs(actions).max())
+        columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # tanh never reaches 1
+        columns["rewards"][rows] = episode.rewards[:length]
+        columns["terminations"][rows] = terminations[:length]
+        ends.append(rows.stop)
+    if ends[-1] == 0:
+        fail("the data set holds no transition")
+    if farthest > 3.0:
+        fail(
+            f"actions lie up to {farthest:.3g} half-widths of the action box {box} from its middle"
         )
-        ends += [rows.stop] if length else []
-    check(ends[-1] > 0, "the data set holds no transition")
+    if farthest > 1.001:
+        print(f"note: actions outside their box (up to {farthest:.3g} half-widths) are clipped")
     return {name: column[: ends[-1]] for name, column in columns.items()}, np.array(ends[1:])
 
 
-def task_of(metadata: dict, args: Args) -> gym.envs.registration.EnvSpec:
-    """The task that belongs to the data: its evaluation variant where there is one (it fixes start and goal of a maze),
-    mirrored back where its walls are the mirror image of the data's, as in Minari's umaze."""
-    specs = [
-        gym.envs.registration.EnvSpec.from_json(metadata[k])
-        for k in ("env_spec", "eval_env_spec")
-        if metadata.get(k)
-    ]
-    check(bool(specs), "the data set names no environment: create it with the argument env=...")
-    task = specs[-1]
-    if "gymnasium_robotics" in str(
-        task.entry_point
-    ):  # imported only here, without its notice about Adroit
-        with (
-            open(os.devnull, "w") as null,
-            contextlib.redirect_stdout(null),
-            contextlib.redirect_stderr(null),
-        ):
+def leads_elsewhere(x) -> bool:
+    """Is there a string in a nested structure that can name a file or a module?"""
+    if isinstance(x, dict | list):
+        return any(leads_elsewhere(entry) for entry in (x.values() if isinstance(x, dict) else x))
+    return isinstance(x, str) and any(mark in x for mark in "/\\:")
+
+
+def registered(spec: str) -> gym.envs.registration.EnvSpec:
+    """The task that a data set names (JSON of an EnvSpec), as it is registered on this machine.
+
+    A file must not choose what code runs: of its specification only the id, plain arguments and the
+    time limit count; entry points and wrappers in it are ignored."""
+    named = json.loads(spec)
+    env_id, kwargs = named["id"], named.get("kwargs") or {}
+    if env_id not in gym.registry:  # imported only here, without its notice about Adroit
+        noise = io.StringIO()
+        with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
             gym.register_envs(importlib.import_module("gymnasium_robotics"))
-    if "adroit" in str(task.entry_point):
-        print(
-            "note: gymnasium-robotics 1.2.1 changed the dense Adroit rewards: compare with tools/check_data.py"
-        )
-    walls = [
-        [[cell == 1 for cell in row] for row in spec.kwargs.get("maze_map", [])] for spec in specs
-    ]
-    if walls[0] != walls[-1]:
-        check(
-            [row[::-1] for row in walls[-1]] == walls[0],
-            "the evaluation maze has other walls than the data's",
-        )
-        task.kwargs["maze_map"] = [row[::-1] for row in task.kwargs["maze_map"]]
-    task.kwargs |= {"continuing_task": False} if args.success_ends_episode else {}
-    if (
-        task.max_episode_steps or math.inf
-    ) > 10_000:  # pointmaze data name a limit of a million steps
-        task.max_episode_steps = gym.registry.get(task.id, task).max_episode_steps
+    if env_id not in gym.registry:
+        fail(f"no environment {env_id} is registered: name the module that does it, --env-module")
+    if leads_elsewhere(kwargs):
+        fail(f"the arguments of {env_id} in the data set name a file or a module: {kwargs}")
+    task = copy.deepcopy(gym.registry[env_id])
+    task.kwargs |= kwargs
+    limit = named.get("max_episode_steps")
+    if isinstance(limit, int) and 0 < limit <= 10_000:  # pointmaze data name a million steps
+        task.max_episode_steps = limit
+    if task.max_episode_steps is None:
+        fail(f"{env_id} has no time limit: register it with max_episode_steps=...")
     return task
 
 
-def load_data(
-    args: Args,
-) -> tuple[dict[str, np.ndarray], np.ndarray, gym.envs.registration.EnvSpec, tuple | None]:
-    """The data set --dataset-id, checked: columns and episode ends, its task, and the returns that score 0 and 100."""
-    try:
-        dataset = find_dataset(args.dataset_id)
-        metadata, box = dataset.storage.metadata, dataset.action_space
-        vectors = isinstance(box, gym.spaces.Box) and len(box.shape) == 1
-        check(vectors and box.is_bounded(), f"actions must be vectors in a bounded Box, not {box}")
-        task = task_of(metadata, args)
-        columns, ends = read_episodes(dataset, args.success_ends_episode)
-    except Exception as error:  # a damaged file fails in h5py, JSON or Minari, in many ways
-        check(False, f"cannot read the data set {args.dataset_id}: {type(error).__name__}: {error}")
-    for name, column in columns.items():
-        check(
-            bool(np.isfinite(column).all()),
-            f"the data set {args.dataset_id} holds NaN or infinity in its {name}",
-        )
-    check(
-        args.batch_size <= ends[-1],
-        f"--batch-size {args.batch_size} is more than the {ends[-1]} transitions of the data",
-    )
-    references, source = REFERENCE_SCORES.get(args.dataset_id.split("/")[-2:][0]), "D4RL v2"
-    if metadata.get("ref_max_score") is not None:
-        references = (metadata["ref_min_score"], metadata["ref_max_score"])
-        source = metadata.get("o2o_reference_source", "the data set")
-    print(f"data: {args.dataset_id}, {len(ends)} episodes, {ends[-1]} transitions, task {task.id}")
-    print(
-        "score: 0 = return {:g}, 100 = return {:g}; {}".format(*references, source)
-        if references
-        else "score: none"
-    )
-    return columns, ends, task, references
+def task_of(metadata: dict, success_ends_episode: bool) -> gym.envs.registration.EnvSpec:
+    """The task of the data: the evaluation variant where there is one (a maze's start and goal).
+
+    It is mirrored back where its walls are the mirror image of the data's, as in Minari's umaze."""
+    specs = [metadata[key] for key in ("env_spec", "eval_env_spec") if metadata.get(key)]
+    if not specs:
+        fail("the data set names no environment: create it with the argument env=...")
+    train, task = registered(specs[0]), registered(specs[-1])
+    if "adroit" in str(task.entry_point):
+        print("note: gymnasium-robotics 1.2.1 changed Adroit's dense rewards: tools/check_data.py")
+    walls = []
+    for spec in (train, task):
+        walls.append([[cell == 1 for cell in row] for row in spec.kwargs.get("maze_map", [])])
+    if walls[0] != walls[1]:
+        if walls[0] != [row[::-1] for row in walls[1]]:
+            fail("the evaluation maze has other walls than the data's")
+        task.kwargs["maze_map"] = [row[::-1] for row in task.kwargs["maze_map"]]
+    constructor = gym.envs.registration.load_env_creator(task.entry_point)
+    if success_ends_episode and "continuing_task" in inspect.signature(constructor).parameters:
+        task.kwargs["continuing_task"] = False
+    return task
 
 
-def make_env(
-    task: gym.envs.registration.EnvSpec, columns: dict, args: Args, video: bool = False
-) -> gym.Env:
-    """The task with flat float32 observations, actions in [-1, 1] and episode statistics in info["episode"]."""
+def make_env(task: gym.envs.registration.EnvSpec) -> gym.Env:
+    """The task with flat float32 observations, actions in [-1, 1], info["episode"] at the end."""
     try:
-        env = gym.make(
-            task, disable_env_checker=True, **({"render_mode": "rgb_array"} if video else {})
-        )
-        if video:
-            env.reset(seed=0)
-            env.render()  # fails here, before anything is written, where nothing can be drawn
-            env = gym.wrappers.RecordVideo(
-                env, f"{args.run_dir}/{args.run_name}/videos", lambda n: n % args.eval_episodes == 0
-            )
+        env = gym.make(task, disable_env_checker=True)
     except Exception as error:
-        check(
-            False,
-            f"cannot build {task.id} {task.kwargs}: {error}"
-            + video * "; --capture-video may need MUJOCO_GL=egl",
-        )
-    dims = [gym.spaces.flatdim(env.observation_space), gym.spaces.flatdim(env.action_space)]
-    in_data = [columns[name].shape[1] for name in ("obs", "actions")]
-    check(
-        dims == in_data,
-        f"{task.id} has {dims} observation and action entries, the data have {in_data}",
-    )
-    space, flat_space = (
-        env.observation_space,
-        gym.spaces.Box(-np.inf, np.inf, (dims[0],), np.float32),
-    )
+        fail(f"cannot build {task.id} {task.kwargs}: {type(error).__name__}: {error}")
+    space = env.observation_space
+    flat_space = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.flatdim(space),), np.float32)
     env = gym.wrappers.TransformObservation(env, lambda obs: flatten(space, obs), flat_space)
     if (env.action_space.low != -1).any() or (env.action_space.high != 1).any():
         env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
     return gym.wrappers.RecordEpisodeStatistics(env)
 
 
-class ReplayBuffer:
-    """Transitions as rows of one tensor (a batch is one gather): the data set's, then up to `capacity` from interaction."""
+def references_of(dataset_id: str, metadata: dict) -> tuple[float, float] | None:
+    """The returns that score 0 and 100; None if nothing tells them."""
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    source = metadata.get("o2o_reference_source", "the data set")
+    if low is None and high is None:
+        low, high = REFERENCE_SCORES.get(dataset_id.split("/")[-2:][0], (None, None))
+        source = "D4RL v2"
+    if low is None and high is None:
+        print("score: none")
+        return None
+    numbers = all(isinstance(score, (int, float)) and math.isfinite(score) for score in (low, high))
+    if not numbers or low >= high:
+        fail(f"ref_min_score {low!r} and ref_max_score {high!r} must be numbers, the first smaller")
+    print(f"score: 0 = return {low:g}, 100 = return {high:g}; {source}")
+    return float(low), float(high)
 
-    def __init__(self, columns: dict[str, np.ndarray], capacity: int, device: torch.device):
-        self.shapes = {name: column.shape[1:] for name, column in columns.items()}
-        self.widths = [math.prod(shape) for shape in self.shapes.values()]
-        self.offline_size = self.size = len(columns["rewards"])
-        self.rows = torch.empty(self.size + capacity, sum(self.widths), device=device)
-        for part, column in zip(
-            self.rows[: self.size].split(self.widths, dim=1), columns.values(), strict=True
-        ):
-            part.copy_(torch.from_numpy(column).reshape(part.shape))
 
-    def add(self, **transition) -> None:
-        """Append one transition, given by the names of the columns."""
-        self.rows[self.size] = torch.from_numpy(
-            np.concatenate([np.ravel(transition[name]) for name in self.shapes])
+def load_data(
+    args: Args,
+) -> tuple[
+    dict[str, np.ndarray], np.ndarray, gym.envs.registration.EnvSpec, tuple[float, float] | None
+]:
+    """The data set, checked: columns, episode ends, its task, the returns that score 0 and 100."""
+    try:
+        dataset = find_dataset(args.dataset_id)
+        metadata, box = dataset.storage.metadata, dataset.action_space
+        if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not box.is_bounded():
+            fail(f"actions must be vectors in a bounded Box, not {box}")
+        columns, ends = read_episodes(dataset, args.success_ends_episode)
+        task = task_of(metadata, args.success_ends_episode)
+        env = make_env(task)
+    except Exception as error:  # a damaged file fails in h5py, JSON or Minari, in many ways
+        fail(f"cannot read the data set {args.dataset_id}: {type(error).__name__}: {error}")
+    for name, column in columns.items():
+        if not np.isfinite(column).all():
+            fail(f"the data set {args.dataset_id} holds NaN or infinity in its {name}")
+    obs_dim, its_box = env.observation_space.shape[0], env.unwrapped.action_space
+    if columns["obs"].shape[1] != obs_dim or its_box.shape != box.shape:
+        fail(
+            f"{task.id} has {obs_dim} observation and {its_box.shape} action entries, "
+            f"the data have {columns['obs'].shape[1]} and {box.shape}"
         )
-        self.size += 1
+    if not np.allclose(its_box.low, box.low) or not np.allclose(its_box.high, box.high):
+        fail(f"actions of {task.id} lie in {its_box}, those of the data in {box}")
+    print(f"data: {args.dataset_id}, {len(ends)} episodes, {ends[-1]} transitions, task {task.id}")
+    if args.batch_size > ends[-1]:
+        fail(f"--batch-size {args.batch_size} is more than the {ends[-1]} transitions of the data")
+    width = sum(column[0].size for column in columns.values())
+    need = 4.0 * width * (ends[-1] + args.online_steps)
+    check_memory(need, f"the data set and --online-steps {args.online_steps}", args)
+    return columns, ends, task, references_of(args.dataset_id, metadata)
 
-    def sample(
-        self, batch_size: int, offline_ratio: float | None = None, newest: int = sys.maxsize
-    ) -> dict[str, torch.Tensor]:
-        """Uniform with replacement over all that is held: each column as (batch_size,) or (batch_size, dim). With an
-        offline_ratio: that share from the data set (first in the batch), the rest from the `newest` online transitions."""
-        start = max(self.offline_size, self.size - newest)
-        first, offline = (
-            (0, 0) if offline_ratio is None else (start, round(offline_ratio * batch_size))
-        )
-        index = torch.randint(first, self.size, (batch_size,), device=self.rows.device)
-        index[:offline] = torch.randint(self.offline_size, (offline,), device=self.rows.device)
-        parts = self.rows[index].split(self.widths, dim=1)
-        return {
-            name: part if shape else part[:, 0]
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+
+# ---- the run: logs, checkpoints, command line
+
+
+def write(path: Path, write_to) -> None:
+    """Replace a file at once: a crash leaves the previous one or the new one, never a torn one."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write_to(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        fail(f"cannot write {path}, what it held before stays: {error}")
+
+
+def write_json(path: Path, values: dict) -> None:
+    write(path, lambda file: file.write(json.dumps(values, indent=2).encode()))
+
+
+def load_checkpoint(path: str) -> dict:
+    """A checkpoint: plain tensors, numbers and strings. Nothing in it is ever run as code."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        kinds = {"script": str, "networks": str, "dataset_id": str, "data": str, "code": str}
+        kinds |= {"obs_dim": int, "act_dim": int, "args": dict, "agent": dict, "optimizer": dict}
+        wrong = [name for name, kind in kinds.items() if type(state[name]) is not kind]
+        if wrong:
+            raise TypeError(f"wrong type of {wrong}")
+    except Exception as error:  # a missing, truncated or foreign file fails in many ways
+        fail(f"{path} is missing, damaged or no checkpoint of these scripts: {error!r}"[:300])
+    return state
+
+
+def check_like(saved, own, name: str) -> None:
+    """Refuse an entry of a checkpoint that is not what this run would write in its place.
+
+    That is: the same keys, types, shapes, finite numbers. `name` says where the entry stands."""
+    if own is None or own == []:  # what a run gathers as it goes on: nothing yet, or numbers
+        for number in np.ravel(np.array([] if saved is None else saved, dtype=object)):
+            if not isinstance(number, (int, float)) or not math.isfinite(number):
+                fail(f"{name} holds {number!r}, which is no number")
+        return
+    if type(saved) is not type(own):
+        fail(f"{name} is a {type(saved).__name__}, not a {type(own).__name__}")
+    if isinstance(own, dict):
+        strange = [str(key) for key in saved.keys() ^ own.keys()]
+        if strange:
+            fail(f"{name} does not fit this run: missing or superfluous are {sorted(strange)[:5]}")
+        for key in own:
+            check_like(saved[key], own[key], f"{name}: {key}")
+    elif isinstance(own, (list, tuple)) and own:
+        if len(saved) != len(own):
+            fail(f"{name} has {len(saved)} entries, not {len(own)}")
+        for saved_entry, own_entry in zip(saved, own):
+            check_like(saved_entry, own_entry, name)
+    elif torch.is_tensor(own):
+        if saved.layout != own.layout or saved.shape != own.shape or saved.dtype != own.dtype:
+            fail(
+                f"{name} is {saved.dtype} {tuple(saved.shape)}, not {own.dtype} {tuple(own.shape)}"
+            )
+        if saved.stride() != own.stride() or not saved.isfinite().all():
+            fail(f"{name} has values that are not finite, or does not hold all of its entries")
+    elif isinstance(own, float) and not math.isfinite(saved):
+        fail(f"{name} is {saved}")
+
+
+def find_broken(state, name: str = "") -> str | None:
+    """The name of a tensor in a nested dictionary that is not finite, if there is one."""
+    if isinstance(state, dict):
+        names = [find_broken(value, f"{name} {key}") for key, value in state.items()]
+        return next((name for name in names if name), None)
+    if torch.is_tensor(state) and not state.isfinite().all():
+        return name
+    return None
 
 
 class Run:
-    """One run: its directory and logs, its clock, its step counters, and all that makes it resumable."""
+    """One run: its directory and logs, its clock, its counters, and all that makes it resumable."""
 
-    def __init__(
-        self, args: Args, agent: Agent, buffer: ReplayBuffer, references: tuple[float, float] | None
-    ):
+    def __init__(self, args: Args, agent: Agent, buffer: ReplayBuffer, references: tuple | None):
         self.args, self.agent, self.buffer, self.references = args, agent, buffer, references
-        self.dir, self.signal, self.rng = (
-            Path(args.run_dir, args.run_name),
-            0,
-            torch.cuda if buffer.rows.is_cuda else torch,
-        )
-        self.phase, self.step, self.episode, self.history = "offline", -args.offline_steps, 0, {}
+        self.dir = Path(args.run_dir, args.run_name)
+        self.phase, self.step, self.episode = "offline", -args.offline_steps, 0
         self.seconds, self.tick = {"offline": 0.0, "online": 0.0}, time.perf_counter()
-        self.identity = {"script": SCRIPT.name, "networks": NETWORKS, "dataset_id": args.dataset_id}
-        offsets = (
-            self.restore(args.resume or args.offline_checkpoint)
-            if args.resume or args.offline_checkpoint
-            else {}
-        )
-        try:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            self.files = {
-                name: open(self.dir / name, "a", 1, newline="")
-                for name in ("metrics.csv", "eval.csv")
-            }
-        except OSError as error:
-            check(False, f"cannot write to {self.dir}: {error.strerror}")
-        self.tables = {
-            name: csv.writer(file, lineterminator="\n") for name, file in self.files.items()
+        data = buffer.rows[: buffer.size].cpu().numpy()
+        self.identity = {
+            "script": SCRIPT.name,
+            "networks": NETWORKS,
+            "dataset_id": args.dataset_id,
+            "obs_dim": buffer.shapes["obs"][0],
+            "act_dim": buffer.shapes["actions"][0],
+            "data": hashlib.sha256(data).hexdigest(),
+            "code": hashlib.sha256(SCRIPT.read_bytes()).hexdigest(),
         }
-        for (
-            name,
-            offset,
-        ) in offsets.items():  # rows written after the checkpoint will be written again
-            self.files[name].seek(self.files[name].truncate(offset))
-        if not offsets:
-            self.tables["metrics.csv"].writerow(["step", *KEYS])
-            self.tables["eval.csv"].writerow(
-                ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-            )
-            packages = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
-            config = (
-                self.identity
-                | vars(args)
-                | {name: importlib.metadata.version(name) for name in packages}
-            )
-            failed, commit = subprocess.getstatusoutput(
-                f"git -C '{SCRIPT.resolve().parent}' rev-parse HEAD"
-            )
-            config |= {"transitions": buffer.offline_size, "commit": None if failed else commit}
-            (self.dir / "config.json").write_text(json.dumps(config, indent=2))
+        self.asked, self.writing = 0, True  # a signal from now on waits for the first latest.pt
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.interrupt)
+        if args.resume is None and args.offline_checkpoint is not None:
+            self.load_offline(args.offline_checkpoint)
+        self.open_directory()
+        if args.resume is not None:
+            self.load_latest(args.resume)
+        purge = None if args.resume is None else self.step + 1
+        self.tensorboard = SummaryWriter(str(self.dir), purge_step=purge, flush_secs=10)
         if args.track:
-            importlib.import_module("wandb").init(
-                id=args.run_name, resume="allow", config=vars(args), sync_tensorboard=True
-            )
-        self.tensorboard = SummaryWriter(
-            str(self.dir), purge_step=self.step + 1 if offsets else None
-        )
-        self.snapshot, self.saved = self.state(), self.step
-        for number in (signal.SIGINT, signal.SIGTERM):  # acted upon between two steps
-            signal.signal(number, lambda number, _: setattr(self, "signal", number))
-        print(f"run: {self.dir}")
+            wandb = importlib.import_module("wandb")
+            wandb.init(id=args.run_name, resume="allow", config=vars(args), sync_tensorboard=True)
+        self.snapshot = self.state()
+        self.write_latest(self.snapshot)
+        print(f"run: {self.dir}", flush=True)
 
-    def steps(self, phase: str):
-        """The steps of a phase that are still to do, behind a progress bar; ends the run between two if asked to."""
+    def open_directory(self) -> None:
+        """Make the run's directory, or lock that of the run to resume, and open its logs."""
+        resumed = self.args.resume is not None
+        columns = {"metrics.csv": ["step", *KEYS], "eval.csv": EVAL_COLUMNS}
+        try:
+            self.dir.mkdir(parents=True, exist_ok=resumed)
+            self.lock = filelock.FileLock(self.dir / ".lock")
+            self.lock.acquire(timeout=0)
+            mode = "r+" if resumed else "x"
+            self.files = {name: open(self.dir / name, mode, 1, newline="") for name in columns}
+        except filelock.Timeout:
+            fail(f"another process is writing to {self.dir}")
+        except FileExistsError:
+            fail(f"{self.dir} exists: choose another --run-name")
+        except OSError as error:
+            fail(f"cannot write to {self.dir}: {error.strerror}: {error.filename}")
+        self.tables = {}
+        for name, file in self.files.items():
+            self.tables[name] = csv.DictWriter(file, columns[name], lineterminator="\n")
+            if not resumed:
+                self.tables[name].writeheader()
+        if not resumed:
+            versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+            size = {"transitions": self.buffer.offline_size, "commit": git_commit()}
+            write_json(self.dir / "config.json", self.identity | vars(self.args) | versions | size)
+
+    def steps(self, phase: str) -> typing.Iterator[int]:
+        """The steps of a phase that are still to do, behind a progress bar."""
+        if phase != self.phase:
+            return
         last = self.args.online_steps if phase == "online" else 0
-        self.bar = tqdm(range(self.step + 1, last + 1), desc=phase, disable=not sys.stderr.isatty())
+        todo = range(self.step + 1, last + 1)
         self.tick = time.perf_counter()
-        for step in self.bar if phase == self.phase else ():
+        self.bar = tqdm(todo, desc=phase, disable=not sys.stderr.isatty())
+        for step in self.bar:
             self.step = step
             yield step
-            if self.signal:  # offline: resume from here; online: from the end of the last episode
-                self.write_latest(self.state() if phase == "offline" else self.snapshot)
-                check(
-                    False,
-                    f"interrupted; go on with --resume {self.dir / 'latest.pt'}",
-                    128 + self.signal,
-                )
 
-    def lap(self) -> None:  # add the time since the last lap to the phase's clock
+    def lap(self) -> None:
+        """Add the time since the last lap to the phase's clock."""
         self.seconds[self.phase] += time.perf_counter() - self.tick
         self.tick = time.perf_counter()
 
@@ -852,88 +996,77 @@ class Run:
         """A seed for each key, the same in every run with this --seed."""
         return int(np.random.SeedSequence([self.args.seed, *key]).generate_state(1)[0])
 
-    def log(self, values: dict[str, float], speed: dict[str, float]) -> None:
-        """Scalars to metrics.csv and TensorBoard; `speed`, which depends on the clock, to TensorBoard only."""
-        self.tables["metrics.csv"].writerow([self.step, *(values.get(key) for key in KEYS)])
-        for key, value in (values | speed).items():
+    def log(self, values: dict[str, float]) -> None:
+        """Scalars to TensorBoard, and all that do not depend on the clock to metrics.csv."""
+        row = {key: value for key, value in values.items() if not key.startswith("time/")}
+        self.tables["metrics.csv"].writerow({"step": self.step} | row)
+        for key, value in values.items():
             self.tensorboard.add_scalar(key, value, self.step)
 
     def report(self, metrics: dict[str, torch.Tensor]) -> None:
-        """Log what an update returned, every LOG_EVERY steps; end the run if a loss is not finite."""
+        """Log what an update returned, every LOG_EVERY steps; stop if a loss is not finite."""
         if self.step % LOG_EVERY:
             return
-        values = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+        numbers = torch.stack(list(metrics.values())).tolist()
+        values = dict(zip(metrics, numbers, strict=True))
         for name, value in values.items():
-            check(
-                math.isfinite(value),
-                f"diverged: {name} is {value} at {self.phase} step {self.step}",
-                3,
-            )
+            if not math.isfinite(value):
+                latest = self.dir / "latest.pt"
+                where = f"{self.phase} step {self.step}, the last good checkpoint is {latest}"
+                fail(f"diverged: {name} is {value} at {where}", status=3)
         self.lap()
-        rate = (self.step + self.args.offline_steps * (self.phase == "offline")) / self.seconds[
-            self.phase
-        ]
-        speed = {"time/updates_per_second": rate} | (
-            {"time/env_steps_per_second": rate} if self.phase == "online" else {}
-        )
-        self.log({f"{self.phase}/{name}": value for name, value in values.items()}, speed)
+        done = self.step if self.phase == "online" else self.step + self.args.offline_steps
+        logged = {f"{self.phase}/{name}": value for name, value in values.items()}
+        logged["time/updates_per_second"] = done / self.seconds[self.phase]
+        if self.phase == "online":
+            logged["time/env_steps_per_second"] = done / self.seconds[self.phase]
+        self.log(logged)
         self.bar.set_postfix(
-            {name: f"{value:.3g}" for name, value in values.items() if name.endswith("loss")}
+            {key: f"{value:.3g}" for key, value in values.items() if "loss" in key}
         )
 
-    def evaluate(self, act, env: gym.Env, prefix: str = "eval", policy: str = "actor") -> None:
-        """--eval-episodes deterministic episodes: a row each in eval.csv, their means as `prefix`/..."""
+    def evaluate(
+        self, act, env: gym.Env, prefix: str = "eval", policy: str = "actor"
+    ) -> dict[str, float]:
+        """--eval-episodes deterministic episodes: a row each in eval.csv, means as `prefix`/..."""
         self.lap()
-        returns, successes = (
-            [],
-            [],
-        )  # one entry per episode; no successes where the task does not tell
+        device, stream = self.buffer.rows.device, 2 if self.step > 0 else 1
+        returns, successes = [], []  # one entry per episode; no successes if the task tells none
         for episode in range(self.args.eval_episodes):
-            seed, success = self.seed(1 + (self.step > 0), abs(self.step), episode), None
+            seed = self.seed(stream, abs(self.step), episode)
+            success = None
             obs, info = env.reset(seed=seed)
             while "episode" not in info:
-                action = (
-                    act(torch.from_numpy(obs).to(self.buffer.rows.device), deterministic=True)
-                    .cpu()
-                    .numpy()
-                )
+                action = act(torch.from_numpy(obs).to(device), deterministic=True).cpu().numpy()
                 obs, _, _, _, info = env.step(action)
-                success = int(success or info["success"]) if "success" in info else success
-            returns += [float(info["episode"]["r"])]
-            successes += [] if success is None else [success]
-            row = [
-                self.step,
-                self.phase,
-                policy,
-                episode,
-                seed,
-                returns[-1],
-                int(info["episode"]["l"]),
-                success,
-            ]
-            self.tables["eval.csv"].writerow(row)
+                if "success" in info:
+                    success = int(success or info["success"])
+            returns.append(float(info["episode"]["r"]))
+            if success is not None:
+                successes.append(success)
+            row = {"step": self.step, "phase": self.phase, "policy": policy, "episode": episode}
+            row |= {"seed": seed, "return": returns[-1], "length": int(info["episode"]["l"])}
+            self.tables["eval.csv"].writerow(row | {"success": success})
         values = {"return": float(np.mean(returns))}
         if self.references:
-            low, high = self.references
-            values["score"] = 100 * (values["return"] - low) / (high - low)
-        values |= {"success": float(np.mean(successes))} if successes else {}
-        self.history |= {self.step: values} if prefix == "eval" else {}
-        self.log({f"{prefix}/{name}": value for name, value in values.items()}, {})
-        line = f"{self.phase} {self.step:8d}  {prefix}: " + ", ".join(
-            f"{name} {value:.4g}" for name, value in values.items()
-        )
-        print(line, flush=True) if self.bar.disable else self.bar.set_description(line)
+            values["score"] = self.score(values["return"])
+        if successes:
+            values["success"] = float(np.mean(successes))
+        self.log({f"{prefix}/{name}": value for name, value in values.items()})
+        words = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        tqdm.write(f"{self.phase} {self.step:8d}  {prefix}: {words}")
+        sys.stdout.flush()
         self.tick = time.perf_counter()
+        return values
+
+    def score(self, value: float) -> float:
+        low, high = self.references
+        return 100 * (value - low) / (high - low)
 
     def end_episode(self, stats: dict) -> None:
         """Log an online episode; between it and the next, the run can be resumed."""
-        self.log(
-            {
-                "online/episode_return": float(stats["r"]),
-                "online/episode_length": float(stats["l"]),
-            },
-            {},
-        )
+        length = float(stats["l"])
+        self.log({"online/episode_return": float(stats["r"]), "online/episode_length": length})
         self.episode += 1
         self.checkpoint()
 
@@ -941,241 +1074,270 @@ class Run:
         """Write offline.pt; from here on a step is an environment step."""
         self.phase, self.step = "online", 0
         self.snapshot = self.state()
-        save(
-            {k: self.snapshot[k] for k in (*self.identity, "args", "agent", "optimizer")},
-            self.dir / "offline.pt",
-        )
+        state = self.identity | {"args": vars(self.args)} | self.networks()
+        for name in list(state["agent"]):
+            if name.startswith(ONLINE_ONLY):
+                del state["agent"][name]
+        write(self.dir / "offline.pt", lambda file: torch.save(state, file))
         self.write_latest(self.snapshot)
 
     def checkpoint(self) -> None:
-        """Call wherever the run can be resumed; writes latest.pt when --checkpoint-every steps have passed."""
+        """Call wherever the run can be resumed; writes latest.pt every --checkpoint-every steps."""
         due = self.step - self.saved >= self.args.checkpoint_every
-        self.snapshot = self.state() if due or self.phase == "online" else self.snapshot
+        if due or self.phase == "online" or self.step % LOG_EVERY == 0:
+            self.snapshot = self.state()
         if due:
             self.write_latest(self.snapshot)
 
+    def networks(self) -> dict:
+        """What a checkpoint holds of the agent. Moments that Adam has not begun yet are zeros."""
+        optimizer = self.agent.optimizer
+        for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
+            if not optimizer.state[parameter]:
+                moments = {"step": torch.zeros((), device=parameter.device)}
+                moments |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[parameter] = moments
+        return {"agent": self.agent.state_dict(), "optimizer": optimizer.state_dict()}
+
     def state(self) -> dict:
-        """A copy of all that a resumed run needs but the online transitions: tensors, numbers, strings only."""
+        """A copy of all that a resumed run needs but the online transitions."""
         self.lap()
-        state = (
-            self.identity
-            | {name: getattr(self, name) for name in PROGRESS}
-            | {"args": vars(self.args)}
-        )
-        state |= {
-            "offsets": {name: file.tell() for name, file in self.files.items()},
-            "rng": self.rng.get_rng_state(),
-        }
-        state |= {"agent": self.agent.state_dict(), "optimizer": self.agent.optimizer.state_dict()}
-        return copy.deepcopy(state | {"online_size": self.buffer.size - self.buffer.offline_size})
+        state = self.identity | {"args": vars(self.args), "phase": self.phase, "step": self.step}
+        state |= {"episode": self.episode, "seconds": self.seconds, "rng": [torch.get_rng_state()]}
+        if self.buffer.rows.is_cuda:
+            state["rng"].append(torch.cuda.get_rng_state())
+        state["offsets"] = {name: file.tell() for name, file in self.files.items()}
+        state["online_size"] = self.buffer.size - self.buffer.offline_size
+        return copy.deepcopy(state | self.networks())
 
     def write_latest(self, state: dict) -> None:
-        broken = [
-            name
-            for name, x in state["agent"].items()
-            if torch.is_tensor(x) and not x.isfinite().all()
-        ]
-        check(
-            not broken,
-            f"diverged: {', '.join(broken)} not finite at {self.phase} step {self.step}",
-            3,
-        )
-        online = self.buffer.rows[self.buffer.offline_size :][: state["online_size"]].clone()
-        save(state | {"online": online}, self.dir / "latest.pt")
-        self.saved = state["step"]
+        """Replace latest.pt, after the rows of the logs that it counts on have reached the disk."""
+        broken = find_broken({"agent": state["agent"], "optimizer": state["optimizer"]})
+        if broken:
+            fail(f"diverged:{broken} is not finite at {self.phase} step {self.step}", status=3)
+        self.writing = True
+        for file in self.files.values():
+            os.fsync(file.fileno())
+        start, size = self.buffer.offline_size, self.buffer.size
+        count = size - start if state["phase"] == "done" else state["online_size"]
+        online = self.buffer.rows[start : start + count].clone()
+        write(self.dir / "latest.pt", lambda file: torch.save(state | {"online": online}, file))
+        self.saved, self.writing = state["step"], False
+        if self.asked:
+            self.interrupt(self.asked, None)
 
-    def restore(self, path: str) -> dict[str, int]:
-        """Networks and optimizer from a checkpoint; to resume, all the rest too, and how long the logs were is returned."""
-        state = load_checkpoint(path)
-        old, new = state["args"] | state, vars(self.args) | self.identity
-        same = (
-            "gamma",
-            "reward_scale",
-            "reward_bias",
-            "normalize_returns",
-            "success_ends_episode",
-            "layer_norm",
-        )
-        for key in ("networks", "dataset_id", *same):
-            check(
-                old.get(key) == new.get(key),
-                f"{path} does not fit: its {key} is {old.get(key)}, not {new.get(key)}",
-            )
+    def interrupt(self, number: int, _) -> None:
+        """Signal handler: keep the last snapshot and end at once, whatever the run is doing."""
+        self.asked = number
+        if self.writing:  # write_latest comes back here
+            return
+        status, self.asked = 128 + number, 0
         try:
-            self.agent.load_state_dict(
-                state["agent"], strict=bool(self.args.resume)
-            )  # scripts may differ in one network
-            groups = (
-                state["optimizer"] if self.args.resume else self.agent.optimizer.state_dict()
-            )  # a new step size wins
-            self.agent.optimizer.load_state_dict(
-                state["optimizer"] | {"param_groups": groups["param_groups"]}
-            )
-        except (RuntimeError, ValueError) as error:
-            check(
-                False,
-                f"{path} does not fit the networks of this run: {' '.join(str(error).split())}",
-            )
-        if not self.args.resume:
-            return {}
-        vars(self).update({name: state[name] for name in PROGRESS})
-        self.buffer.size += state["online_size"]
-        self.buffer.rows[self.buffer.offline_size : self.buffer.size] = state["online"].to(
-            self.buffer.rows.device
+            self.write_latest(self.snapshot)
+            latest = self.dir / "latest.pt"
+            print(f"{SCRIPT.name}: interrupted; go on with --resume {latest}", file=sys.stderr)
+        except SystemExit as refusal:
+            status = refusal.code
+        with contextlib.suppress(OSError, RuntimeError):
+            sys.stdout.flush()
+        os._exit(status)
+
+    def load_offline(self, path: str) -> None:
+        """Begin with the networks of an offline.pt, or of a latest.pt taken at the switch."""
+        state = load_checkpoint(path)
+        if (state.get("phase", "online"), state.get("step", 0)) != ("online", 0):
+            fail(f"{path} is no offline.pt: it was taken at {state['phase']} step {state['step']}")
+        before, now = state["args"] | state, vars(self.args) | self.identity
+        same = ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "sparse")
+        for key in (*same, "normalize_returns", "success_ends_episode", "layer_norm", "data"):
+            if before.get(key) != now.get(key):
+                fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
+        own = self.networks()
+        for name in list(own["agent"]):
+            if name.startswith(ONLINE_ONLY):
+                state["agent"][name] = own["agent"][name]
+        self.load_networks(state, own, path)
+
+    def load_latest(self, path: str) -> None:
+        """Go on where a latest.pt was taken; rows that were logged later are cut off."""
+        state = load_checkpoint(path)
+        online = state.pop("online", None)
+        if state.get("phase") == "done":  # a larger --online-steps: go on after its last episode
+            state = state.get("last_episode", {})
+        if state.get("data") != self.identity["data"]:
+            fail(f"the data set {self.args.dataset_id} is not the one that {path} was trained on")
+        if state.get("code") != self.identity["code"]:
+            print(f"note: {SCRIPT.name} has changed since {path} was written")
+        own = self.state() | {"args": state.get("args"), "rng": state.get("rng")}
+        check_like(
+            {**state, "agent": {}, "optimizer": {}}, {**own, "agent": {}, "optimizer": {}}, path
         )
-        if len(state["rng"]) == len(
-            self.rng.get_rng_state()
-        ):  # else the run moved to another kind of device
-            self.rng.set_rng_state(state["rng"])
-        return state["offsets"]
+        self.load_networks(state, own, path)
+        size, step, width = state["online_size"], state["step"], self.buffer.rows.shape[1]
+        first = 0 if state["phase"] == "online" else -self.args.offline_steps
+        last = self.args.online_steps if state["phase"] == "online" else 0
+        if not (first <= step <= last and 0 <= size <= self.args.online_steps):
+            fail(f"{path} was taken at a step that this run does not have: {state['phase']} {step}")
+        if not torch.is_tensor(online) or len(online) < size:
+            fail(f"{path} does not hold its {size} online transitions")
+        check_like(online[:size], torch.zeros(size, width), f"{path}: online")
+        self.buffer.rows[self.buffer.size :][:size] = online[:size].to(self.buffer.rows.device)
+        self.buffer.size += size
+        for name, offset in state["offsets"].items():
+            if not 0 < offset <= os.path.getsize(self.dir / name):
+                fail(f"{self.dir / name} is shorter than {path} says: rows of the log are lost")
+        try:
+            torch.set_rng_state(state["rng"][0])
+            if self.buffer.rows.is_cuda and len(state["rng"]) > 1:  # else the device has changed
+                torch.cuda.set_rng_state(state["rng"][1])
+        except (RuntimeError, TypeError, LookupError) as error:
+            fail(f"{path}: rng: {error}")
+        self.phase, self.step, self.episode = state["phase"], step, state["episode"]
+        self.seconds = state["seconds"]
+        for name, offset in state["offsets"].items():
+            self.files[name].seek(self.files[name].truncate(offset))
+        (self.dir / "summary.json").unlink(missing_ok=True)
+
+    def load_networks(self, state: dict, own: dict, path: str) -> None:
+        """Networks and moments of a checkpoint; step sizes are those of this run."""
+        for name in ("agent", "optimizer"):
+            check_like(state[name], own[name], f"{path}: {name}")
+        self.agent.load_state_dict(state["agent"])
+        moments = {"state": state["optimizer"]["state"]}
+        self.agent.optimizer.load_state_dict(own["optimizer"] | moments)
 
     def finish(self) -> None:
-        """Write summary.json and the final latest.pt, and print the summary."""
-        first, last, (offline, online) = (
-            self.history[0],
-            self.history[self.args.online_steps],
-            self.seconds.values(),
-        )
-        scores = [
-            values["score"] for step, values in self.history.items() if step > 0 and self.references
-        ]
-        summary = {
-            f"{at}_{x}": row.get(x)
-            for x in ("score", "return")
-            for at, row in (("offline", first), ("final", last))
-        }
-        summary["worst_drop"] = max(0.0, first["score"] - min(scores)) if scores else None
-        summary["regret"] = (
-            float(np.mean(np.clip(1 - np.array(scores) / 100, 0, 1))) if scores else None
-        )
-        summary["updates_per_second"] = self.args.offline_steps / offline or None
-        summary["env_steps_per_second"] = self.args.online_steps / online or None
-        summary |= {
-            "seconds_offline": offline,
-            "seconds_online": online,
-            "seconds_total": offline + online,
-        }
-        (self.dir / "summary.json").write_text(json.dumps(summary, indent=2))
-        self.write_latest(self.state() | {"phase": "done"})
-        print(
-            "\n".join(
-                f"{key:21} {value:.6g}" for key, value in summary.items() if value is not None
-            )
-        )
+        """Write the final latest.pt and summary.json, and print the summary."""
+        self.write_latest(self.state() | {"phase": "done", "last_episode": self.snapshot})
+        with open(self.dir / "eval.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["policy"] == "actor"]
+        summary = {}
+        for name, step in (("offline", 0), ("final", self.args.online_steps)):
+            returns = [float(row["return"]) for row in rows if int(row["step"]) == step]
+            mean = float(np.mean(returns))
+            summary[f"{name}_score"] = self.score(mean) if self.references else None
+            summary[f"{name}_return"] = mean
+        offline, online = self.seconds["offline"], self.seconds["online"]
+        summary["updates_per_second"] = self.args.offline_steps / offline if offline else None
+        summary["env_steps_per_second"] = self.args.online_steps / online if online else None
+        summary |= {"seconds_offline": offline, "seconds_online": online}
+        summary["seconds_total"] = offline + online
+        write_json(self.dir / "summary.json", summary)
+        for name, value in summary.items():
+            if value is not None:
+                print(f"{name:21} {value:.6g}")
         self.tensorboard.close()
+        self.lock.release()
 
 
-def save(state: dict, path: Path) -> None:
-    """Replace a checkpoint atomically: a crash leaves the previous file or the new one, never a torn one."""
-    with open(path.with_suffix(".tmp"), "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def load_checkpoint(path: str) -> dict:
-    """A checkpoint as plain tensors, numbers and strings; never runs code that somebody put into the file."""
+def git_commit() -> str | None:
+    """The commit of the repository that the script lies in, if there are one and git."""
+    command = ["git", "-C", str(SCRIPT.resolve().parent), "rev-parse", "HEAD"]
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return state | {
-            "networks": state["networks"]
-        }  # fails, too, if this is no checkpoint of these scripts
-    except Exception as error:  # a missing, truncated or foreign file fails in many ways
-        check(
-            False, f"{path} is missing, damaged or no checkpoint of these scripts: {error!r}"[:300]
-        )
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def set_up(args: Args) -> torch.device:
-    """Check the arguments, seed torch, choose the device."""
-    for name, value in vars(args).items():
-        flag, lo = (
-            f"--{name.replace('_', '-')}",
-            not name.endswith(("seed", "steps", "subset", "_lr", "_rate", "gamma", "tau")),
-        )
-        check(type(value) is not float or math.isfinite(value), f"{flag} must be finite")
-        check(
-            lo and type(value) is not int or lo <= value < 2**63,
-            f"{flag} must be at least {lo:d} and below 2**63",
-        )
-    check(
-        args.reward_scale != 0 and max(args.gamma, args.tau) <= 1,
-        "--reward-scale is 0, or --gamma or --tau above 1",
-    )
-    check(
-        args.device != "cuda" or torch.cuda.is_available(),
-        "--device cuda: torch finds no CUDA device",
-    )
-    for package in ["wandb"] * args.track + ["moviepy"] * args.capture_video:
-        check(
-            importlib.util.find_spec(package) is not None,
-            f"this needs {package}: pip install {package}",
-        )
+    """Check what the arguments ask of this machine, seed torch, choose the device."""
+    if args.reward_scale == 0:
+        fail("--reward-scale must not be 0")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: torch finds no CUDA device")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        fail("--track needs wandb: pip install wandb")
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision(args.matmul_precision)
-    torch.set_flush_denormal(
-        True
-    )  # where a ReLU is dead, Adam's moments decay to numbers that slow a CPU down
+    torch.set_flush_denormal(True)  # moments of dead ReLUs decay to numbers that slow a CPU down
     gym.logger.min_level = gym.logger.ERROR  # v4 tasks announce their age each time they are built
-    device = torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
-    logging.disable(
-        logging.WARNING
-    )  # the hub's client without a network, torch.compile without a GPU
+    logging.disable(logging.WARNING)  # the hub's client without a network, torch without a GPU
+    device = device_of(args)
     if args.compile:
         try:
             torch.compile(torch.square)(torch.ones(1, device=device))
         except Exception:  # no C++ compiler, no Python headers, ...
             print("note: torch.compile does not work on this machine; the loss runs without it")
             args.compile = False
+    if args.env_module is not None:
+        sys.path.insert(0, os.getcwd())
+        try:
+            importlib.import_module(args.env_module)
+        except Exception as error:
+            fail(f"--env-module {args.env_module}: {type(error).__name__}: {error}")
     return device
 
 
+def compiled(loss, args: Args, device: torch.device):
+    """A loss function, compiled unless --no-compile."""
+    if not args.compile:
+        return loss
+    return torch.compile(loss, mode="reduce-overhead" if device.type == "cuda" else None)
+
+
+def resumed_args(argv: list[str], path: str) -> Args:
+    """The arguments of the run to resume; what the command line says must not contradict them."""
+    saved = load_checkpoint(path)
+    if saved["script"] != SCRIPT.name:
+        fail(f"{path} belongs to {saved['script']}, not to {SCRIPT.name}")
+    if "phase" not in saved:
+        fail(f"{path}: only the latest.pt of a run can be resumed")
+    strange = saved["args"].keys() ^ {field.name for field in dataclasses.fields(Args)}
+    if strange:
+        fail(f"{path} is of another version of {SCRIPT.name}: {', '.join(sorted(strange))}")
+    before = Args(**saved["args"])
+    check_ranges(before)
+    # A module that a file names is imported only if the command line names it, too.
+    args = tyro.cli(Args, args=argv, default=dataclasses.replace(before, env_module=None))
+    check_ranges(args)
+    free = {"resume", "run_dir", "device", "track", "online_steps"}
+    for name in vars(before).keys() - free:
+        old, new = getattr(before, name), getattr(args, name)
+        if new != old:
+            fail(f"--{name.replace('_', '-')} {new}: the run to resume has {old}")
+    if args.online_steps < before.online_steps:
+        fail(f"--online-steps {args.online_steps}: the run to resume has {before.online_steps}")
+    if saved["phase"] == "done" and args.online_steps == before.online_steps:
+        fail(f"{path} is of a finished run, which only a larger --online-steps can extend")
+    folder = Path(path).resolve().parent
+    return dataclasses.replace(args, run_dir=str(folder.parent), run_name=folder.name)
+
+
 def parse_args(argv: list[str]) -> Args:
-    """Flags win over the family's PAPER_SETTINGS, and these over the defaults; a resumed run keeps its own arguments."""
+    """Flags win over the family's PAPER_SETTINGS, and these over the defaults."""
     args = tyro.cli(Args, args=argv, description=__doc__)
-    if args.resume:
-        saved = load_checkpoint(args.resume)
-        check(
-            saved["script"] == SCRIPT.name,
-            f"{args.resume} belongs to {saved['script']}, not to {SCRIPT.name}",
-        )
-        check(
-            saved.get("phase", "done") != "done",
-            f"{args.resume}: only the latest.pt of a stopped run can be resumed",
-        )
-        args = tyro.cli(
-            Args,
-            args=argv,
-            default=Args(**{name: x for name, x in saved["args"].items() if hasattr(args, name)}),
-        )
-        for name in saved["args"].keys() - {
-            "resume",
-            "run_dir",
-            "device",
-            "track",
-            "capture_video",
-        }:
-            old, new = saved["args"][name], vars(args).get(name)
-            check(new == old, f"--{name.replace('_', '-')} {new}: the run to resume has {old}")
-        folder = Path(args.resume).resolve().parent
-        return dataclasses.replace(args, run_dir=str(folder.parent), run_name=folder.name)
+    if args.resume is not None:
+        return resumed_args(argv, args.resume)
     family, *name = args.dataset_id.split("/")[-2:]
-    args = tyro.cli(
-        Args, args=argv, default=dataclasses.replace(Args(), **PAPER_SETTINGS.get(family, {}))
-    )
-    args.offline_steps = 0 if args.offline_checkpoint else args.offline_steps
-    args.run_name = args.run_name or "__".join(
-        [family, *name, SCRIPT.stem, str(args.seed), time.strftime("%Y%m%d-%H%M%S")]
-    )
+    settings = PAPER_SETTINGS.get(family, {})
+    args = tyro.cli(Args, args=argv, default=dataclasses.replace(Args(), **settings))
+    check_ranges(args)
+    if args.offline_checkpoint is not None:
+        args.offline_steps = 0
+    if args.run_name is None:
+        when = time.strftime("%Y%m%d-%H%M%S")
+        args.run_name = "__".join([family, *name, SCRIPT.stem, str(args.seed), when])
+    if not re.fullmatch(r"[\w.,=+-]{1,200}", args.run_name) or args.run_name.startswith("."):
+        fail(f"--run-name {args.run_name!r} must be a plain name of a folder")
     folder = Path(args.run_dir, args.run_name)
-    check(
-        not folder.exists(),
-        f"{folder} exists: choose another --run-name, or --resume {folder / 'latest.pt'}",
-    )
+    if folder.exists():
+        fail(f"{folder} exists: choose another --run-name, or --resume {folder / 'latest.pt'}")
     print(SCRIPT.name, *(f"{name}={value}" for name, value in vars(args).items()))
+    print(f"settings of {family}:", *(f"{name}={value}" for name, value in settings.items()))
     return args
 
 
+def cli(argv: list[str]) -> None:
+    """The whole program. Trouble with files or memory that nothing else answers gets a sentence."""
+    try:
+        main(parse_args(argv))
+        sys.stdout.flush()
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # else Python fails again at its exit, if nothing can be printed
+        fail(f"{type(error).__name__}: {error}")
+
+
 if __name__ == "__main__":
-    main(parse_args(sys.argv[1:]))
+    cli(sys.argv[1:])

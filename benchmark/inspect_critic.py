@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import iql  # noqa: E402
+import iql
 
 
 def returns_to_go(

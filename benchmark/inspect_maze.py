@@ -17,7 +17,7 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import cal_ql  # noqa: E402
+import cal_ql
 
 
 @dataclass

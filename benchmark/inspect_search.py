@@ -21,7 +21,7 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import o3f  # noqa: E402
+import o3f
 
 
 @dataclass

@@ -36,8 +36,8 @@ import tyro
 from minari.data_collector import EpisodeBuffer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import iql  # noqa: E402
-import o3f  # noqa: E402
+import iql
+import o3f
 
 CPU = torch.device("cpu")
 

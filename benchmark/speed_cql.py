@@ -26,10 +26,10 @@ import torch.nn.functional as F
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from speed import seconds, spread  # noqa: E402
+from speed import seconds, spread
 
-import cal_ql  # noqa: E402
-import wsrl  # noqa: E402
+import cal_ql
+import wsrl
 
 CPU, OBS, ACT = torch.device("cpu"), 11, 3
 

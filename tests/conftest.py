@@ -9,14 +9,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-import gymnasium as gym  # noqa: E402
-import minari  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from minari.data_collector import EpisodeBuffer  # noqa: E402
+import filelock
+import gymnasium as gym
+import minari
+import numpy as np
+import pytest
+import torch
+from minari.data_collector import EpisodeBuffer
 
-import iql  # noqa: E402
+import iql
 
 torch.set_num_threads(1)
 TASK = "InvertedPendulum-v5"  # 4 observations, 1 action in [-3, 3], short episodes that really end
@@ -39,6 +40,7 @@ def clean(monkeypatch, tmp_path):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(iql, "LOG_EVERY", 10)
+    monkeypatch.setattr(os, "_exit", sys.exit)  # what a signal handler calls
     torch.set_float32_matmul_precision("highest")  # a run in an earlier test has lowered it
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
@@ -84,10 +86,27 @@ def pendulum(dataset_id: str = "test/pendulum/random-v0", episodes: int = 20, **
     return make_dataset(dataset_id, recorded, ref_min_score=5.0, ref_max_score=1000.0, **kwargs)
 
 
-def run(*flags: str) -> Path:
-    """Run iql.py in this process; returns the run's directory."""
-    args = iql.parse_args([str(flag) for flag in flags])
-    iql.main(args)
+def start(script, args) -> None:
+    """Run a script's main(args) in this process; its lock is released, as at the end of a process."""
+    locks, make_lock = [], filelock.FileLock
+
+    def remembered(path):
+        locks.append(make_lock(path))
+        return locks[-1]
+
+    filelock.FileLock = remembered
+    try:
+        script.main(args)
+    finally:
+        filelock.FileLock = make_lock
+        for lock in locks:
+            lock.release(force=True)
+
+
+def run(*flags: str, script=iql) -> Path:
+    """Run iql.py, or another script, in this process; returns the run's directory."""
+    args = script.parse_args([str(flag) for flag in flags])
+    start(script, args)
     return Path(args.run_dir, args.run_name)
 
 

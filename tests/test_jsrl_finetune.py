@@ -1,4 +1,4 @@
-"""Jump start: the gate's decisions against hand-made numbers, who acts when, what is frozen, and a resumed run."""
+"""Jump start: the decisions of the gate, who acts when, what is frozen, and a resumed run."""
 
 import csv
 import dataclasses
@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, pendulum
+from conftest import ROOT, TINY, pendulum, start
 
 import iql
 import jsrl_finetune as jsrl
@@ -123,16 +123,54 @@ def test_tolerance_is_a_share_of_the_lead_over_a_random_policy():
 
 
 @pytest.mark.parametrize(
-    "ones, lower, upper, verdict",
-    [(9, 0.766, 0.961, 1), (6, 0.443, 0.739, -1), (2, 0.104, 0.351, -1)],
+    "ones, lower, upper", [(9, 0.766, 0.961), (6, 0.443, 0.739), (2, 0.104, 0.351)]
 )
-def test_wilson_bounds_for_returns_of_0_or_1(ones, lower, upper, verdict):
-    guide = [(1.0, 100, True)] * 16 + [(0.0, 600, False)] * 4  # 0.8
-    gate = make_gate(guide=guide, min_episodes=10, window=20, z_advance=1.0, z_retreat=1.0)
-    gate.returns, gate.acted = [1.0] * ones + [0.0] * (10 - ones), 9
-    assert gate.bounds() == pytest.approx((lower, upper, 0.75), abs=1e-3)
-    last = gate.returns.pop()
-    assert feed(gate, [last]) == verdict
+def test_wilson_bounds_of_a_share(ones, lower, upper):
+    assert jsrl.wilson(ones / 10, 10, 1.0) == pytest.approx((lower, upper), abs=1e-3)
+    assert jsrl.wilson(ones / 10, 10, 0.0) == pytest.approx((ones / 10, ones / 10))
+
+
+def test_newcombes_bounds_are_those_of_his_example():
+    """R. G. Newcombe, Statistics in Medicine 17, 1998, 873-890: 56 of 70 against 48 of 80."""
+    first, second = [1.0] * 56 + [0.0] * 14, [1.0] * 48 + [0.0] * 32
+    bounds = jsrl.newcombe(first, second, 1.959964)
+    assert bounds == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert jsrl.newcombe(second, first, 1.959964) == pytest.approx((-bounds[1], -bounds[0]))
+
+
+def share_bounds(ones, number, z):
+    """Wilson's bounds by their definition: the p with (p - share)^2 = z^2 p (1 - p) / number."""
+    share = ones / number
+    roots = np.roots([1 + z**2 / number, -2 * share - z**2 / number, share**2])
+    return min(roots), max(roots)
+
+
+@pytest.mark.parametrize(
+    "ones, solved, episodes, verdict",
+    [
+        (10, 16, 20, 1),
+        (9, 16, 20, 0),  # Wilson's lower bound of 0.9 alone would advance
+        (6, 16, 20, 0),  # and his upper bound of 0.6 alone retreat
+        (2, 16, 20, -1),
+        (9, 160, 200, 1),  # a guide that is better known
+        (6, 160, 200, -1),
+    ],
+)
+def test_for_returns_of_0_or_1_the_errors_of_both_shares_count(ones, solved, episodes, verdict):
+    guide = [(1.0, 100, True)] * solved + [(0.0, 600, False)] * (episodes - solved)  # 0.8
+    gate = make_gate(guide=guide, min_episodes=10, window=20, z_advance=1.0, z_retreat=0.9)
+    returns = [1.0] * ones + [0.0] * (10 - ones)
+    assert feed(gate, returns[:9]) is None
+    logged = gate.after_episode({"r": returns[9], "l": 100}, False, 0.5)
+    low, guide_high = share_bounds(ones, 10, 1.0)[0], share_bounds(solved, episodes, 1.0)[1]
+    high, guide_low = share_bounds(ones, 10, 0.9)[1], share_bounds(solved, episodes, 0.9)[0]
+    lower = ones / 10 - np.sqrt((ones / 10 - low) ** 2 + (guide_high - 0.8) ** 2)
+    upper = ones / 10 + np.sqrt((high - ones / 10) ** 2 + (0.8 - guide_low) ** 2)
+    assert logged["online/gate_estimate"] == pytest.approx(ones / 10)
+    assert logged["online/gate_lower"] == pytest.approx(lower)
+    assert logged["online/gate_upper"] == pytest.approx(upper)
+    assert logged["online/gate_threshold"] == pytest.approx(0.75)
+    assert logged["online/gate_verdict"] == verdict == gate.stage - 1
 
 
 def test_the_guide_drives_again_after_a_retreat_and_its_statistics_grow():
@@ -180,13 +218,23 @@ def test_a_worthless_learner_is_held_back():
     assert np.mean(np.array(stages) <= 2) > 0.99
 
 
+def make_curriculum(guide_return, evaluations=()):
+    """A gate at stage 1, after some evaluations of the guide and its calibration episodes."""
+    gate = make_gate(stage=0, guide=(), schedule="curriculum")
+    for value in evaluations:
+        assert not gate.after_evaluation(value)
+    feed(gate, [guide_return - 5, guide_return + 5] * 5, guide_share=1.0)
+    assert gate.stage == 1
+    return gate
+
+
+@pytest.mark.parametrize("evaluations", [[], [1000.0] * 3, [1000.0] * 5])
 @pytest.mark.parametrize(
     "average, best, stage",
     [(76.0, 80.0, 2), (75.9, 80.0, 1), (-105.0, -100.0, 2), (-105.1, -100.0, 1)],
 )
-def test_curriculum(average, best, stage):
-    gate = make_gate(schedule="curriculum")
-    gate.best = best
+def test_curriculum_starts_from_the_guides_level(average, best, stage, evaluations):
+    gate = make_curriculum(best, evaluations)
     for value in (average - 2, average + 2, average - 1, average + 1):
         assert not gate.after_evaluation(value)
         assert gate.stage == 1
@@ -198,8 +246,24 @@ def test_curriculum(average, best, stage):
     assert not {"online/gate_lower", "online/gate_upper"} & logged.keys()
 
 
-def test_curriculum_advances_on_its_first_full_window_and_never_retreats():
-    gate, stages = make_gate(schedule="curriculum"), []
+@pytest.mark.parametrize("before", [0, 1, 4, 5, 6])
+def test_curriculum_holds_a_learner_far_worse_than_the_guide(before):
+    gate = make_curriculum(100.0, [100.0] * before)
+    for _ in range(100):
+        gate.after_evaluation(10.0)
+    assert (gate.stage, gate.best) == (1, 100)
+
+
+def test_curriculum_compares_with_the_best_window_so_far():
+    gate = make_curriculum(100.0)
+    for value in [200.0] * 5 + [100.0] * 5:
+        logged = gate.after_evaluation(value)
+    assert (gate.stage, gate.best) == (2, 200)
+    assert (logged["online/gate_threshold"], logged["online/gate_verdict"]) == (190, 0)
+
+
+def test_curriculum_advances_on_a_full_window_and_never_retreats():
+    gate, stages = make_curriculum(50.0), []
     for value in [50] * 5 + [10] * 8 + [60] * 30:
         gate.after_evaluation(value)
         feed(gate, [0.0])  # training episodes do not matter
@@ -207,6 +271,29 @@ def test_curriculum_advances_on_its_first_full_window_and_never_retreats():
     assert stages[3:6] == [1, 2, 2]
     assert stages == sorted(stages)
     assert stages[-1] == 10
+
+
+def test_the_page_shows_how_often_the_gate_is_wrong(monkeypatch, tmp_path, capsys):
+    """The tables are those of the CSV, and a shorter simulation gives numbers of the same size."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmark"))
+    import gate_table
+
+    table = list(csv.DictReader(open(ROOT / "benchmark/results/gate_table.csv")))
+    page = (ROOT / "docs/jsrl_finetune.md").read_text()
+    for schedule in ("automatic", "curriculum"):
+        assert gate_table.markdown(table, schedule) in page
+    gate_table.main(gate_table.Args(simulations=100, runs=40, out=tmp_path / "few.csv"))
+    few = list(csv.DictReader(open(tmp_path / "few.csv")))
+    assert gate_table.markdown(few, "automatic") in capsys.readouterr().out
+    for row, other in zip(few, table, strict=True):
+        for name in ("schedule", "returns", "guide", "settings", "learner", "guide_evaluations"):
+            assert row[name] == other[name]
+        for name in ("first", "end", "undecided"):
+            assert abs(float(row[name] or 0) - float(other[name] or 0)) < 12
+        for name in ("stage_2", "stage_10"):
+            assert abs(int(row[name] or 0) / 40 - int(other[name] or 0) / 500) < 0.15
+        if row["learner"] == "90 % worse":
+            assert row["stage_2"] == other["stage_2"] == "0"
 
 
 def test_random_draws_every_stage_equally_often():
@@ -295,9 +382,10 @@ def test_while_calibrating_the_learners_policy_rests_and_afterwards_it_learns():
 
 
 def run(*flags):
-    start = [] if flags[0] == "--resume" else ["--dataset-id", "test/pendulum/random-v0", *QUICK]
-    args = jsrl.parse_args([*start, *flags])
-    jsrl.main(args)
+    if flags[0] != "--resume":
+        flags = ["--dataset-id", "test/pendulum/random-v0", *QUICK, *flags]
+    args = jsrl.parse_args(list(flags))
+    start(jsrl, args)
     return Path(args.run_dir, args.run_name)
 
 
@@ -311,12 +399,8 @@ def test_who_acts_what_is_frozen_and_what_the_gate_is_told(monkeypatch, schedule
     """One whole run per schedule, with every online action, update and gate input recorded."""
     pendulum()
     acted, updates, told, begun = [], [], [], []
-    act, update, after, start = (
-        jsrl.Agent.act,
-        jsrl.Agent.update,
-        jsrl.Gate.after_episode,
-        jsrl.Agent.jump_start,
-    )
+    act, update, jump = jsrl.Agent.act, jsrl.Agent.update, jsrl.Agent.jump_start
+    after = jsrl.Gate.after_episode
 
     def acting(self, obs, deterministic, guided=False):
         if not deterministic:
@@ -340,7 +424,7 @@ def test_who_acts_what_is_frozen_and_what_the_gate_is_told(monkeypatch, schedule
 
     def starting(self, random_return):
         assert random_return == 5  # the data set's reference
-        start(self, random_return)
+        jump(self, random_return)
         begun.append(jsrl.copy.deepcopy(self.guide))
 
     monkeypatch.setattr(jsrl.Agent, "act", acting)
@@ -424,56 +508,41 @@ def test_interrupted_and_resumed_is_the_same_run(monkeypatch, schedule, updates)
     assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
 
 
-def test_offline_checkpoints_of_iql_and_jsrl_finetune_serve_each_other(capsys):
+def test_offline_checkpoints_of_iql_and_jsrl_finetune_serve_each_other():
     pendulum()
-    iql.main(
-        iql.parse_args(
-            [
-                "--dataset-id",
-                "test/pendulum/random-v0",
-                *TINY,
-                "--online-steps",
-                "0",
-                "--run-name",
-                "iql",
-            ]
-        )
-    )
+    flags = ["--dataset-id", "test/pendulum/random-v0", *TINY]
+    start(iql, iql.parse_args([*flags, "--online-steps", "0", "--run-name", "iql"]))
     tuned = run("--offline-checkpoint", "runs/iql/offline.pt", "--run-name", "tuned")
-    start = torch.load("runs/iql/offline.pt", weights_only=True)["agent"]
-    final = torch.load(tuned / "latest.pt", weights_only=True)["agent"]
-    assert all(
-        torch.equal(final[name.replace("actor.", "guide.", 1)], start[name])
-        for name in start
-        if "actor." in name
-    )
-    direct = run(
-        "--offline-checkpoint",
-        str(tuned / "offline.pt"),
-        "--run-name",
-        "direct",
-        "--schedule",
-        "direct",
-    )
-    assert {row["online/stage"] for row in rows(direct)} == {
-        "",
-        "10",
-    }  # the gate of the older run is not taken over
-    flags = ["--dataset-id", "test/pendulum/random-v0", *TINY, "--run-name", "back"]
-    iql.main(
-        iql.parse_args(
-            [*flags, "--offline-checkpoint", str(tuned / "offline.pt"), "--online-steps", "30"]
-        )
-    )
-    for flags, words in (
-        (["--stages", "0"], "--stages must be at least 1"),
-        (["--calibration-episodes", "1"], "--calibration-episodes must be at least 2"),
-        (["--min-episodes", "8", "--window", "7"], "--window must be at least 8"),
-        (["--min-episodes", "1"], "--min-episodes must be at least 2"),
-        (["--online-window", "0"], "--online-window must be at least 1"),
-        (["--offline-ratio", "-0.1"], "between 0 and 1"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            run("--run-name", "refused", *flags)
-        assert stop.value.code == 2
-        assert words in capsys.readouterr().err
+    before = torch.load("runs/iql/offline.pt", weights_only=True)["agent"]
+    after = torch.load(tuned / "latest.pt", weights_only=True)["agent"]
+    actor = [name for name in before if name.startswith("actor.")]
+    assert actor
+    for name in actor:  # the policy has become the guide
+        assert torch.equal(after[name.replace("actor.", "guide.", 1)], before[name])
+    again = ["--offline-checkpoint", str(tuned / "offline.pt")]
+    direct = run(*again, "--run-name", "direct", "--schedule", "direct")
+    stages = {row["online/stage"] for row in rows(direct)}
+    assert stages == {"", "10"}  # the gate of the older run is not taken over
+    start(iql, iql.parse_args([*flags, *again, "--online-steps", "30", "--run-name", "back"]))
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--stages", "0"], "--stages must be"),
+        (["--calibration-episodes", "1"], "--calibration-episodes must be"),
+        (["--min-episodes", "8", "--window", "7"], "--window must be at least --min-episodes"),
+        (["--min-episodes", "1"], "--min-episodes must be"),
+        (["--online-window", "0"], "--online-window must be"),
+        (["--offline-ratio", "-0.1"], "--offline-ratio must be"),
+        (["--z-advance", "-1"], "--z-advance must be"),
+    ],
+)
+def test_settings_out_of_their_range_are_refused(capsys, flags, words):
+    pendulum()
+    with pytest.raises(SystemExit) as stop:
+        run("--run-name", "refused", *flags)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2
+    assert len(lines) == 1
+    assert words in lines[0]

@@ -1,32 +1,40 @@
-"""Make a small D4RL-style Minari dataset for a Gymnasium MuJoCo task or for a PointMaze, from nothing.
+"""Make a small D4RL-style Minari dataset for a Gymnasium MuJoCo task or a PointMaze, from nothing.
 
-    python tools/make_dataset.py sac  --env-id Hopper-v5 --level medium --dataset-id o2o/hopper/medium-v0
-    python tools/make_dataset.py maze --env-id PointMaze_Large-v3 --dataset-id o2o/pointmaze/large-v0
+    python tools/make_dataset.py sac --env-id Hopper-v5 --dataset-id o2o/hopper/medium-v0
+    python tools/make_dataset.py maze --dataset-id o2o/pointmaze/large-v0
 
-`sac` trains soft actor-critic (Haarnoja et al., arXiv 1812.05905) and records one of D4RL's four levels:
+`sac` trains soft actor-critic (Haarnoja et al., arXiv 1812.05905) and records one of D4RL's levels:
 
   random         actions drawn uniformly from the action box
-  medium         the first checkpoint whose deterministic return reaches a third of the way from the random to the
-                 expert reference score, sampled stochastically
+  medium         the first checkpoint whose deterministic return reaches a third of the way from the
+                 random to the expert reference score, sampled stochastically
   medium-replay  every transition that the training of `medium` has seen, in order
   expert         the best checkpoint after --train-steps, sampled stochastically
 
-`maze` lets a noisy PD controller wander between random cells of a PointMaze along shortest paths. Reward and
-termination belong to one fixed goal in a corner; evaluation starts in the cells farthest from it, and recorded episodes
-are too short to lead from there to the goal, so a learner has to stitch pieces of several episodes together.
+`maze` lets a noisy PD controller wander between random cells of a PointMaze along shortest paths.
+Reward and termination belong to one fixed goal in a corner; evaluation starts in the cells farthest
+from it, and recorded episodes are too short to lead from there to the goal, so a learner has to
+stitch pieces of several episodes together.
 
-The dataset is written below --out in Minari's layout (HDF5, float32, gzip). Its metadata hold the environment, the
-reference scores and where they come from, the command, the seed and the score of the policy that was recorded.
+The dataset is written below --out in Minari's layout (HDF5, float32, gzip). Its metadata hold the
+environment, the reference scores and where they come from, the command, the seed and the score of
+the policy that was recorded. It is made in a hidden folder and moved when it is whole.
+
+Exit status: 0 written; 2 bad input, one sentence; 130 / 143 interrupted. Only 0 leaves anything.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import json
 import os
+import re
 import shlex
+import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections import deque
@@ -34,16 +42,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+
+def stop(number: int, _) -> None:
+    """Signal handler: one line, whatever goes on, and what is half-made is cleared away."""
+    print(f"{Path(__file__).name}: interrupted", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":  # the imports below take seconds
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
 import gymnasium as gym
 import h5py
+import minari
+import mujoco
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
 
-# Mean return of a random policy and of an expert, D4RL v2 (d4rl/infos.py). They were measured on gym's v2 tasks: on
-# v5 tasks they give a comparable scale, not a comparable number.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import iql
+
+# Mean return of a random policy and of an expert, D4RL v2 (d4rl/infos.py). They were measured on
+# gym's v2 tasks: on v5 tasks they give a comparable scale, not a comparable number.
 D4RL_REFERENCES = {
     "Hopper": (-20.272305, 3234.3),
     "HalfCheetah": (-280.178953, 12135.0),
@@ -62,17 +86,18 @@ class SACArgs:
     """Gymnasium id of a task with a Box observation and a Box action space"""
     level: Literal["random", "medium", "medium-replay", "expert"] = "medium"
     """which behaviour to record"""
-    steps: int = 100_000
+    steps: Annotated[int, 1, 10**7] = 100_000
     """transitions to record (medium-replay: at most, the last ones are kept)"""
-    train_steps: int = 1_000_000
-    """environment steps after which training gives up (medium) or stops (expert)"""
-    reference: tuple[float, float] | None = None
-    """mean return of a random and of an expert policy; default: D4RL's constants for the task"""
-    seed: int = 0
+    train_steps: Annotated[int, 15_000, 10**7] = 1_000_000
+    """environment steps after which training gives up (medium) or stops (expert);
+    the policy is evaluated from 15000 on"""
+    reference: tuple = (0.0, 0.0)
+    """mean return of a random and of an expert policy; 0 0: D4RL's constants for the task"""
+    seed: Annotated[int, 0, 2**31] = 0
     """seed of networks, environment and sampling"""
     out: Path = Path("datasets")
     """folder that receives the dataset, in Minari's layout"""
-    threads: int = 1
+    threads: Annotated[int, 1, 1024] = 1
     """torch threads"""
 
 
@@ -84,29 +109,30 @@ class MazeArgs:
     """Minari id of the new dataset, NAMESPACE/TASK/NAME-vN"""
     env_id: str = "PointMaze_Large-v3"
     """a PointMaze of gymnasium-robotics"""
-    steps: int = 60_000
+    steps: Annotated[int, 1, 10**7] = 60_000
     """transitions to record"""
-    episode_steps: int = 100
+    episode_steps: Annotated[int, 1, 10**6] = 100
     """length of a recorded episode that does not reach the goal (env steps)"""
-    noise: float = 0.5
+    noise: Annotated[float, 0.0, 100.0] = 0.5
     """standard deviation of the Gaussian noise on the controller's action"""
-    goal_visits: float = 0.3
+    goal_visits: Annotated[float, 0.0, 1.0] = 0.3
     """probability that a waypoint is the goal's cell rather than any other"""
-    starts: int = 8
+    starts: Annotated[int, 1, 10**4] = 8
     """evaluation starts in one of this many cells, those farthest from the goal"""
-    time_limit: int = 600
+    time_limit: Annotated[int, 1, 10_000] = 600
     """length of an episode of the task (env steps)"""
-    seed: int = 0
+    seed: Annotated[int, 0, 2**31] = 0
     """seed of environment, waypoints and noise"""
     out: Path = Path("datasets")
     """folder that receives the dataset, in Minari's layout"""
 
 
-# ---------------------------------------------------------------------------------------------------------------- SAC
+# ---------------------------------------------------------------------------------------------- SAC
 
 
 class Ensemble(nn.Module):
-    """`size` independent MLPs with two hidden layers, evaluated as one batched matmul per layer: (B, in) -> (E, B, out)."""
+    """`size` independent MLPs with two hidden layers, one batched matmul per layer:
+    (B, in) -> (E, B, out)."""
 
     def __init__(self, size: int, in_dim: int, out_dim: int, hidden: int = 256):
         super().__init__()
@@ -141,7 +167,8 @@ class SAC(nn.Module):
         self.target_entropy = -float(act_dim)
 
     def policy(self, obs, noise):
-        """Action in (-1, 1) and its log-probability for standard normal `noise`; obs (B, obs_dim), noise (B, act_dim)."""
+        """Action in (-1, 1) and its log-probability for standard normal `noise`;
+        obs (B, obs_dim), noise (B, act_dim)."""
         mean, log_std = self.actor(obs)[0].chunk(2, dim=-1)
         log_std = log_std.clamp(-5, 2)
         raw = mean + log_std.exp() * noise
@@ -166,7 +193,7 @@ class SAC(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, rng: np.random.Generator, deterministic: bool) -> np.ndarray:
-        """NumPy forward pass of the policy for one observation: ten times faster than torch's for a batch of one."""
+        """The policy's forward pass for one observation in NumPy: ten times faster than torch's."""
         x = obs.astype(np.float32)
         for i, (weight, bias) in enumerate(self.numpy_actor):
             x = x @ weight + bias
@@ -197,9 +224,11 @@ def evaluate(
 
 
 def train_sac(args: SACArgs, threshold: float) -> tuple[SAC, list[dict], float, int]:
-    """Train until the deterministic return reaches `threshold`, or for all of --train-steps and keep the best policy.
+    """Train until the deterministic return reaches `threshold`, or for all of --train-steps and
+    keep the best policy.
 
-    Returns the agent, the episodes that training has seen, the kept policy's return and the steps it took."""
+    Returns the agent, the episodes that training has seen, the kept policy's return and the steps
+    it took."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision(
@@ -262,30 +291,46 @@ def train_sac(args: SACArgs, threshold: float) -> tuple[SAC, list[dict], float, 
                 break
     else:
         if args.level != "expert":
-            raise SystemExit(
-                f"the return never reached {threshold:.0f} in {args.train_steps} steps"
-            )
+            iql.fail(f"the return never reached {threshold:.0f} in {args.train_steps} steps")
     agent.load_state_dict(best)
     episodes += [episode] if episode["rewards"] else []
     return agent, episodes, best_return, best_step
 
 
-def record_sac(args: SACArgs) -> dict:
-    """Train (unless random) and collect episodes of the wanted level."""
-    reference, source = args.reference, "given on the command line"
-    if reference is None:
-        name = args.env_id.rsplit("-", 1)[0]
+def references_of(args: SACArgs) -> tuple[tuple[float, float], str]:
+    """The mean returns of a random and of an expert policy, and where they come from."""
+    name = args.env_id.rsplit("-", 1)[0]
+    if args.reference == (0, 0):
         if name not in D4RL_REFERENCES:
-            raise SystemExit(
-                f"no reference scores are known for {name}: give --reference RANDOM EXPERT"
-            )
-        reference, source = D4RL_REFERENCES[name], "D4RL v2 (measured on gym's v2 tasks)"
-    env, rng = gym.make(args.env_id), np.random.default_rng(args.seed + 1)
+            iql.fail(f"no reference scores are known for {name}: give --reference RANDOM EXPERT")
+        return D4RL_REFERENCES[name], "D4RL v2 (measured on gym's v2 tasks)"
+    two = len(args.reference) == 2 and np.isfinite(args.reference).all()
+    if not two or args.reference[0] >= args.reference[1]:
+        iql.fail("--reference must be two finite numbers, the lower one first")
+    return args.reference, "given on the command line"
+
+
+def sac_env(args: SACArgs) -> gym.Env:
+    """The environment to record in: one that SAC, as it stands here, can act in."""
+    env = build(args.env_id)
+    for space in (env.observation_space, env.action_space):
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+            iql.fail(f"--env-id {args.env_id}: observations and actions must be vectors")
+    low, high = env.action_space.low, env.action_space.high
+    if not np.isfinite([low, high]).all():
+        iql.fail(f"--env-id {args.env_id}: the action box must have borders")
+    if args.level != "random" and not ((low == -1).all() and (high == 1).all()):
+        iql.fail(f"--env-id {args.env_id}: SAC acts in [-1, 1], the action box is another")
+    if env.spec.max_episode_steps is None:
+        iql.fail(f"--env-id {args.env_id} has no time limit: its episodes may never end")
+    return env
+
+
+def record_sac(args: SACArgs, env: gym.Env) -> dict:
+    """Train (unless random) and collect episodes of the wanted level."""
+    reference, source = references_of(args)
+    rng = np.random.default_rng(args.seed + 1)
     agent, policy_return, train_steps = None, None, 0
-    if args.level != "random" and args.train_steps < 15_000:
-        raise SystemExit(
-            "--train-steps must be at least 15000: the policy is first evaluated there"
-        )
     if args.level != "random":
         third = reference[0] + (reference[1] - reference[0]) / 3
         agent, seen, policy_return, train_steps = train_sac(
@@ -321,11 +366,11 @@ def record_sac(args: SACArgs) -> dict:
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- maze
+# --------------------------------------------------------------------------------------------- maze
 
 
 def shortest_path(walls: np.ndarray, start: tuple, goal: tuple) -> list[tuple]:
-    """Cells from `start` (left out) to `goal` by breadth-first search; walls (rows, columns) bool."""
+    """Cells from `start` (left out) to `goal`, breadth-first; walls (rows, columns) bool."""
     parents, queue = {start: None}, deque([start])
     while queue and goal not in parents:
         row, col = queue.popleft()
@@ -339,8 +384,14 @@ def shortest_path(walls: np.ndarray, start: tuple, goal: tuple) -> list[tuple]:
     return path[-2::-1] if len(path) > 1 else []
 
 
-def record_maze(args: MazeArgs) -> dict:
-    """Wander through the maze; the episode ends at the goal or after --episode-steps."""
+def free_cells(maze_map: list) -> tuple[np.ndarray, list[tuple]]:
+    """Walls of a maze (rows, columns) bool, and its cells without one; the last is the goal's."""
+    walls = np.array([[cell == 1 for cell in row] for row in maze_map])
+    return walls, [tuple(int(i) for i in cell) for cell in np.argwhere(~walls)]
+
+
+def maze_env(args: MazeArgs) -> gym.Env:
+    """The maze to record in: one fixed goal, and starts in the cells farthest from it."""
     with (
         open(os.devnull, "w") as null,
         contextlib.redirect_stdout(null),
@@ -348,15 +399,17 @@ def record_maze(args: MazeArgs) -> dict:
     ):
         import gymnasium_robotics  # prints a notice about Adroit
     gym.register_envs(gymnasium_robotics)
-    maze_map = copy.deepcopy(gym.spec(args.env_id).kwargs["maze_map"])
-    walls = np.array([[cell == 1 for cell in row] for row in maze_map])
-    cells = [tuple(int(i) for i in cell) for cell in np.argwhere(~walls)]
+    registered = gym.registry.get(args.env_id)
+    if registered is None or not args.env_id.startswith("PointMaze_"):
+        iql.fail(f"--env-id {args.env_id} is no PointMaze of gymnasium-robotics")
+    walls, cells = free_cells(registered.kwargs["maze_map"])
     goal_cell = cells[-1]
+    if args.starts >= len(cells):
+        iql.fail(f"--starts must be at most {len(cells) - 1}, the cells besides the goal's")
     maze_map = [[1 if wall else 0 for wall in row] for row in walls]
     maze_map[goal_cell[0]][goal_cell[1]] = "g"
-    for row, col in sorted(cells, key=lambda cell: len(shortest_path(walls, cell, goal_cell)))[
-        -args.starts :
-    ]:
+    by_distance = sorted(cells, key=lambda cell: len(shortest_path(walls, cell, goal_cell)))
+    for row, col in by_distance[-args.starts :]:
         maze_map[row][col] = "r"
     task = {
         "maze_map": maze_map,
@@ -364,9 +417,14 @@ def record_maze(args: MazeArgs) -> dict:
         "reset_target": False,
         "reward_type": "sparse",
     }
-    env = gym.make(args.env_id, max_episode_steps=args.time_limit, **task)
+    return build(args.env_id, max_episode_steps=args.time_limit, **task)
+
+
+def record_maze(args: MazeArgs, env: gym.Env) -> dict:
+    """Wander through the maze; the episode ends at the goal or after --episode-steps."""
+    walls, cells = free_cells(env.unwrapped.maze.maze_map)
+    goal_cell, others = cells[-1], cells[:-1]
     maze, rng = env.unwrapped.maze, np.random.default_rng(args.seed)
-    others = [cell for cell in cells if cell != goal_cell]
 
     episodes, total, hits = [], 0, 0
     while total < args.steps:
@@ -404,7 +462,15 @@ def record_maze(args: MazeArgs) -> dict:
     return dict(env=env, episodes=episodes, reference=(0.0, 1.0), facts=facts, algorithm=algorithm)
 
 
-# ------------------------------------------------------------------------------------------------------------ writing
+# ------------------------------------------------------------------------------------------ writing
+
+
+def build(env_id: str, **kwargs) -> gym.Env:
+    """gym.make, or a sentence why it cannot."""
+    try:
+        return gym.make(env_id, **kwargs)
+    except Exception as error:  # an unknown id, a missing package, an environment of one's own
+        iql.fail(f"cannot build --env-id {env_id}: {' '.join(str(error).split())}")
 
 
 def new_episode(obs) -> dict:
@@ -424,7 +490,8 @@ def append(episode: dict, next_obs, action, reward, terminated, truncated) -> No
 
 
 def float32_space(space: gym.Space) -> gym.Space:
-    """The same Box, or Dict of Boxes, with dtype float32: halves the file, and learners compute in float32 anyway."""
+    """The same Box, or Dict of Boxes, with dtype float32: halves the file, and learners compute in
+    float32 anyway."""
     if isinstance(space, gym.spaces.Dict):
         return gym.spaces.Dict({key: float32_space(sub) for key, sub in space.items()})
     return gym.spaces.Box(
@@ -438,32 +505,46 @@ def stack(observations: list):
     return np.asarray(observations, np.float32)
 
 
-def write(
-    args, env: gym.Env, episodes: list[dict], reference: tuple, facts: dict, algorithm: str
-) -> Path:
-    """Create the Minari dataset below args.out, add our metadata, and repack the HDF5 file with compression."""
-    os.environ["MINARI_DATASETS_PATH"] = str(args.out.resolve())
-    import minari
-    from minari.data_collector import EpisodeBuffer
+def pack(episodes: list[dict]) -> bytes:
+    """The episodes as an HDF5 file in Minari's layout. It is made in memory: HDF5 itself crashes
+    where a disk is full."""
+    dtypes = {
+        "actions": np.float32,
+        "rewards": np.float64,
+        "terminations": bool,
+        "truncations": bool,
+    }
+    memory = io.BytesIO()
+    with h5py.File(memory, "w", libver="latest") as file:
+        for number, episode in enumerate(episodes):
+            group = file.create_group(f"episode_{number}")
+            group.attrs.update({"id": number, "total_steps": len(episode["rewards"])})
+            add(group, "observations", stack(episode["observations"]))
+            for key, dtype in dtypes.items():
+                add(group, key, np.asarray(episode[key], dtype))
+    return memory.getvalue()
 
-    buffers = [
-        EpisodeBuffer(
-            id=i,
-            observations=stack(e["observations"]),
-            actions=np.asarray(e["actions"], np.float32),
-            rewards=np.asarray(e["rewards"], np.float64),
-            terminations=np.asarray(e["terminations"], bool),
-            truncations=np.asarray(e["truncations"], bool),
-        )
-        for i, e in enumerate(episodes)
-    ]
-    with (
-        warnings.catch_warnings()
-    ):  # Minari warns about metadata that are optional here (author, permalink)
+
+def add(group: h5py.Group, key: str, value) -> None:
+    """Add an array as one gzip chunk, or a dict of arrays as a group of such."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            add(group.require_group(key), name, part)
+    else:
+        group.create_dataset(key, data=value, chunks=value.shape, compression=9, shuffle=True)
+
+
+def write(
+    args, root: Path, env: gym.Env, episodes: list[dict], reference: tuple, facts: dict, algorithm
+) -> None:
+    """Create the Minari dataset below root, with metadata of ours, and put the episodes into it."""
+    os.environ["MINARI_DATASETS_PATH"] = str(root)
+    with warnings.catch_warnings():
+        # Minari warns about metadata that are optional here (author, permalink)
         warnings.simplefilter("ignore")
         dataset = minari.create_dataset_from_buffers(
             args.dataset_id,
-            buffers,
+            [],
             env=env.spec,
             observation_space=float32_space(env.observation_space),
             action_space=env.action_space,
@@ -471,49 +552,55 @@ def write(
             ref_min_score=reference[0],
             ref_max_score=reference[1],
             data_format="hdf5",
-            requirements=[f"mujoco=={__import__('mujoco').__version__}"],
+            requirements=[f"mujoco=={mujoco.__version__}"],
         )
-    returns = [sum(e["rewards"]) for e in episodes]
+    file = pack(episodes)
+    (root / args.dataset_id / "data/main_data.hdf5").write_bytes(file)
+    returns = [sum(episode["rewards"]) for episode in episodes]
     score = 100 * (np.mean(returns) - reference[0]) / (reference[1] - reference[0])
     facts = {"behaviour_score": round(float(score), 2), "seed": args.seed, **facts}
     facts["command"] = shlex.join(["python", "tools/make_dataset.py", *sys.argv[1:]])
-    dataset.storage.update_metadata({f"o2o_{key}": value for key, value in facts.items()})
-
-    folder = args.out / args.dataset_id / "data"
-    main_file, packed = folder / "main_data.hdf5", folder / "packed.hdf5"
-    with h5py.File(main_file, "r") as source, h5py.File(packed, "w", libver="latest") as sink:
-        copy_compressed(source, sink)
-    os.replace(packed, main_file)
-    size = round(main_file.stat().st_size / 1e6, 1)
-    dataset.storage.update_metadata({"dataset_size": size})
-    print(
-        f"{args.dataset_id}: {len(episodes)} episodes, {sum(len(e['rewards']) for e in episodes)} steps, {size} MB"
-    )
+    steps, size = sum(len(episode["rewards"]) for episode in episodes), round(len(file) / 1e6, 1)
+    sizes = {"total_episodes": len(episodes), "total_steps": steps, "dataset_size": size}
+    dataset.storage.update_metadata(sizes | {f"o2o_{key}": x for key, x in facts.items()})
+    print(f"{args.dataset_id}: {len(episodes)} episodes, {steps} steps, {size} MB")
     print(json.dumps(facts, indent=2))
-    return folder
 
 
-def copy_compressed(source: h5py.Group, sink: h5py.Group) -> None:
-    """Copy groups, attributes and arrays; arrays become one gzip chunk each."""
-    sink.attrs.update(source.attrs)
-    for key, item in source.items():
-        if isinstance(item, h5py.Group):
-            copy_compressed(item, sink.create_group(key))
-        else:
-            sink.create_dataset(key, data=item[()], chunks=item.shape, compression=9, shuffle=True)
+def move(root: Path, out: Path, dataset_id: str) -> None:
+    """Move a whole dataset, and Minari's files about its namespaces, from root to out."""
+    (out / dataset_id).parent.mkdir(parents=True, exist_ok=True)
+    for file in root.rglob("namespace_metadata.json"):
+        if not (out / file.relative_to(root)).exists():
+            os.replace(file, out / file.relative_to(root))
+    os.rename(root / dataset_id, out / dataset_id)
 
 
 def main() -> None:
+    iql.SCRIPT = Path(__file__)  # error messages start with its name
     args = tyro.cli(
         Annotated[SACArgs, tyro.conf.subcommand("sac")]
         | Annotated[MazeArgs, tyro.conf.subcommand("maze")],
         description=__doc__,
     )
-    if (args.out / args.dataset_id).exists():
-        raise SystemExit(
-            f"{args.out / args.dataset_id} exists already: delete it, or give another --dataset-id"
-        )
-    write(args, **(record_sac(args) if isinstance(args, SACArgs) else record_maze(args)))
+    iql.check_ranges(args)
+    gym.logger.min_level = gym.logger.ERROR  # older tasks announce their age
+    if not re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", args.dataset_id, re.ASCII):
+        iql.fail(f"--dataset-id {args.dataset_id} is not of the form NAMESPACE/TASK/NAME-v0")
+    target = args.out / args.dataset_id
+    try:
+        if os.path.lexists(target):
+            iql.fail(f"{target} exists already: delete it, or give another --dataset-id")
+        home = next(folder for folder in target.absolute().parents if folder.exists())
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=home) as root:
+            if isinstance(args, SACArgs):
+                recorded = record_sac(args, sac_env(args))
+            else:
+                recorded = record_maze(args, maze_env(args))
+            write(args, Path(root), **recorded)
+            move(Path(root), args.out, args.dataset_id)
+    except (OSError, MemoryError, RuntimeError) as error:  # HDF5 and torch raise RuntimeErrors
+        iql.fail(f"cannot write {target}: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

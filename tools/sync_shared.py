@@ -11,10 +11,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCES = [
+    ("# ---- imports: the same in every script ----\n", "# ---- end of imports ----\n"),
     (
         "    # ---- shared arguments: the same in every script ----\n",
         "    # ---- end of shared arguments ----\n",
     ),
+    ("# ---- replay buffer: the same in every script ----\n", "# ---- end of replay buffer ----\n"),
     ("# ==== below this line: the same in every script (tests/test_shared_blocks.py) ====\n", None),
 ]
 

@@ -1,0 +1,214 @@
+"""What the tests of faults share: a data set and a stopped run to spoil, and programs that may fail."""
+
+import atexit
+import contextlib
+import functools
+import importlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+from conftest import ROOT, TINY, pendulum
+
+DATASET = "test/pendulum/random-v0"
+DATA = ["--dataset-id", DATASET]
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+CACHE = Path(tempfile.mkdtemp())  # a data set and stopped runs are made once and copied
+OWNER = os.getpid()
+
+
+@atexit.register
+def clear():
+    """The cache goes with the process that made it, not with one of its children."""
+    if os.getpid() == OWNER:
+        shutil.rmtree(CACHE, ignore_errors=True)
+
+
+# What makes each script small and lets it learn online within TINY's 90 steps.
+SMALL = {
+    "cal_ql": ["--hidden", "32"],
+    "iql": [],
+    "jsrl_finetune": ["--calibration-episodes", "2", "--min-episodes", "2"],
+    "o3f": ["--num-candidates", "5"],
+    "pex": ["--warmup-steps", "20"],
+    "wsrl": ["--hidden", "32", "--num-critics", "3", "--warmup-steps", "20", "--utd-ratio", "2"],
+}
+
+
+def flags_of(name: str, *flags) -> list[str]:
+    """A tiny run of a script on the data set of data()."""
+    return [*DATA, *TINY, *SMALL[name], *map(str, flags)]
+
+
+def start(name: str, *flags) -> None:
+    """What `python NAME.py FLAGS` does, in this process."""
+    importlib.import_module(name).cli([str(flag) for flag in flags])
+
+
+def stops(capsys, function, *args, status: int = 2) -> str:
+    """The only line on stderr of a call that must end with this exit status."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        function(*args)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == status, lines
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+# ---- a data set to spoil
+
+
+@functools.cache
+def template() -> Path:
+    """Made once, in the Minari folder of the first test that asks for it, and moved away."""
+    pendulum("test/template/random-v0", episodes=6)
+    made = Path(os.environ["MINARI_DATASETS_PATH"], "test/template")
+    return Path(shutil.move(made / "random-v0", CACHE))
+
+
+def data(dataset_id: str = DATASET) -> Path:
+    """A small valid data set in this test's Minari folder; returns the folder of its files."""
+    source = template()
+    target = Path(os.environ["MINARI_DATASETS_PATH"], dataset_id)
+    shutil.copytree(source, target)
+    describe(target / "data", dataset_id=dataset_id)
+    return target / "data"
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def describe(folder: Path, **changes) -> None:
+    """Other metadata; a key with the value `...` is dropped."""
+    metadata = read_json(folder / "metadata.json") | changes
+    kept = {key: value for key, value in metadata.items() if value is not ...}
+    (folder / "metadata.json").write_text(json.dumps(kept))
+
+
+def arrays(folder: Path) -> h5py.File:
+    """The file with the episodes, to be changed."""
+    return h5py.File(folder / "main_data.hdf5", "r+")
+
+
+def replace(group: h5py.Group, name: str, value) -> None:
+    """Another array under the same name."""
+    del group[name]
+    group[name] = value
+
+
+# ---- a stopped run to spoil
+
+
+def interrupt(name: str, update: int, *flags) -> None:
+    """Run a script in this process; SIGTERM comes with an update."""
+    module = importlib.import_module(name)
+    original, count = module.Agent.update, [0]
+
+    def counting(self, *args):
+        count[0] += 1
+        if count[0] == update:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args)
+
+    module.Agent.update = counting
+    try:
+        with pytest.raises(SystemExit) as stop:
+            start(name, *flags)
+    finally:
+        module.Agent.update = original
+    assert stop.value.code == 143
+
+
+@functools.cache
+def halves(phase: str) -> Path:
+    update = {"offline": 40, "online": 100}[phase]
+    interrupt("iql", update, *flags_of("iql", "--run-dir", "halves", "--run-name", "stopped"))
+    return Path(shutil.move("halves/stopped", CACHE / phase))
+
+
+def stopped(phase: str = "online") -> Path:
+    """A run of iql.py on data() that was stopped in this phase, in this test's folder `runs`."""
+    return Path(shutil.copytree(halves(phase), "runs/stopped"))
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def edit(path: Path, change) -> Path:
+    """Apply a function to the content of a checkpoint."""
+    state = load(path)
+    change(state)
+    torch.save(state, path)
+    return path
+
+
+# ---- programs that may hang, crash or need a limit
+
+
+def program(*command, **kwargs) -> subprocess.Popen:
+    """A real `python ...` in the current directory."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *map(str, command)], **(pipes | kwargs))
+
+
+def child(name: str, *flags, memory=None, file_size=None, seconds=30) -> int:
+    """The process id of a fork of this process that runs a script; it writes `stdout` and `stderr`."""
+    sys.stdout.flush()
+    logs = [open(path, "w", buffering=1) for path in ("stdout", "stderr")]
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        sys.stdout, sys.stderr = logs
+        for number, log in enumerate(logs, 1):
+            os.dup2(log.fileno(), number)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.alarm(seconds)
+        if memory:
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        if file_size:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+        start(name, *flags)
+        status = 0
+    except SystemExit as stop:
+        status = stop.code
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(status)
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    """Look every 10 ms until the condition holds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.01)
+
+
+def begun() -> bool:
+    """Has the child said where its run is?"""
+    return "run:" in Path("stdout").read_text()
+
+
+def ended(pid: int) -> tuple[int, list[str]]:
+    """Exit status of a child (-9: killed by signal 9) and the lines of its stderr."""
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), Path("stderr").read_text().strip().splitlines()

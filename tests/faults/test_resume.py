@@ -1,0 +1,401 @@
+"""A run goes on from exactly what it left, or not at all."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from common import (
+    DATA,
+    SCRIPTS,
+    arrays,
+    data,
+    edit,
+    flags_of,
+    interrupt,
+    load,
+    read_json,
+    replace,
+    start,
+    stopped,
+    stops,
+)
+from conftest import ROOT, TINY, refused, run
+
+import iql
+
+LOGS = ("eval.csv", "metrics.csv")
+
+
+def same_tensors(one, other) -> bool:
+    if torch.is_tensor(one):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_tensors(one[key], other[key]) for key in one)
+    return one == other
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in LOGS:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for name in ("agent", "optimizer"):
+        assert same_tensors(load(one / "latest.pt")[name], load(other / "latest.pt")[name]), name
+
+
+@pytest.fixture
+def latest():
+    data()
+    return stopped() / "latest.pt"
+
+
+@pytest.fixture
+def offline(latest):
+    """The same run's offline.pt."""
+    return latest.with_name("offline.pt")
+
+
+def tune(path) -> list:
+    return [*DATA, *TINY, "--offline-checkpoint", path]
+
+
+# ---- other data, another script, other logs
+
+
+def another_reward():
+    with arrays(Path(os.environ["MINARI_DATASETS_PATH"], DATA[1], "data")) as file:
+        rewards = np.asarray(file["episode_0/rewards"])
+        rewards[0] += 1e-3
+        replace(file["episode_0"], "rewards", rewards)
+
+
+def test_other_data_under_the_same_id(capsys, latest, offline):
+    another_reward()
+    assert "data" in refused(capsys, "--resume", latest)
+    assert "data" in refused(capsys, *tune(offline))
+
+
+def test_a_changed_script_is_said(capsys, tmp_path, latest):
+    script = tmp_path / "iql.py"
+    script.write_text((ROOT / "iql.py").read_text() + "# another loss\n")
+    described = importlib.util.spec_from_file_location("changed_iql", script)
+    changed = importlib.util.module_from_spec(described)
+    described.loader.exec_module(changed)
+    capsys.readouterr()
+    changed.cli(["--resume", str(latest)])
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert any("iql.py" in note and "changed" in note for note in notes), notes
+    assert load(latest)["phase"] == "done"
+
+
+def test_an_unchanged_script_is_not_mentioned(capsys, latest):
+    start("iql", "--resume", latest)
+    assert "changed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", LOGS)
+@pytest.mark.parametrize("left", [None, 0, 0.5])
+def test_logs_shorter_than_the_checkpoint_says(capsys, latest, name, left):
+    log = latest.with_name(name)
+    content = log.read_bytes()
+    log.unlink()
+    if left is not None:
+        log.write_bytes(content[: int(left * len(content))])
+    assert name in refused(capsys, "--resume", latest)
+    assert left is None or log.read_bytes() == content[: int(left * len(content))]
+    log.write_bytes(content)
+    run("--resume", latest)  # with the log back, it goes on
+
+
+# ---- a checkpoint with one thing changed
+
+OTHERS = [None, "x", 2.5, {"a": 1}, torch.zeros(2)]
+
+
+def of_another_kind(value) -> list:
+    return [other for other in OTHERS if type(other) is not type(value)]
+
+
+def spoil(path: Path, *keys, value=...) -> None:
+    """Set an entry of nested dicts and lists; `...` drops it."""
+
+    def change(state):
+        for key in keys[:-1]:
+            state = state[key]
+        if value is ...:
+            del state[keys[-1]]
+        else:
+            state[keys[-1]] = value
+
+    edit(path, change)
+
+
+def each(subtests, path: Path, cases: dict, attempt) -> None:
+    """Spoil a fresh copy of the checkpoint for each case {name: (keys, value)}: it must be refused."""
+    whole = path.read_bytes()
+    for name, (keys, value) in cases.items():
+        with subtests.test(name):
+            spoil(path, *keys, value=value)
+            attempt()
+            path.write_bytes(whole)
+        path.write_bytes(whole)
+
+
+def test_the_entries_of_a_checkpoint():
+    """What the tests below spoil is there."""
+    data()
+    folder = stopped()
+    offline = "script networks dataset_id obs_dim act_dim data code args agent optimizer"
+    latest = "phase step episode history seconds offsets rng online_size online"
+    assert set(load(folder / "offline.pt")) == set(offline.split())
+    assert set(load(folder / "latest.pt")) == {*offline.split(), *latest.split()}
+
+
+@pytest.mark.parametrize("phase", ["offline", "online"])
+def test_entries_of_latest(capsys, subtests, phase):
+    data()
+    latest = stopped(phase) / "latest.pt"
+    cases = {"more": (["more"], 1)}
+    for key, value in load(latest).items():
+        cases[f"{key} missing"] = ([key], ...)
+        for other in of_another_kind(value):
+            cases[f"{key} {other}"] = ([key], other)
+    each(subtests, latest, cases, lambda: refused(capsys, "--resume", latest))
+
+
+def test_entries_of_offline(capsys, subtests, offline):
+    cases = {"more": (["more"], 1)}
+    for key, value in load(offline).items():
+        cases[f"{key} missing"] = ([key], ...)
+        for other in of_another_kind(value):
+            cases[f"{key} {other}"] = ([key], other)
+    each(subtests, offline, cases, lambda: refused(capsys, *tune(offline)))
+
+
+def test_entries_with_wrong_values(capsys, subtests, latest):
+    nan = float("nan")
+    values = {
+        "script": ["pex.py", "../iql.py"],
+        "networks": ["cql"],
+        "dataset_id": ["test/pendulum/other-v0"],
+        "obs_dim": [5, 0, -4, 10**12],
+        "act_dim": [2, 0],
+        "data": ["", "0" * 64],
+        "phase": ["x", "offline"],
+        "step": [-1, 91, 10**30],
+        "episode": [-1, 10**30],
+        "history": [{}, {0: {}}, {"0": {"return": 1.0}}, {0: {"return": "x"}}, {0: {"return": nan}}],
+        "seconds": [{}, {"offline": 1.0}, {"offline": nan, "online": 1.0}],
+        "offsets": [{}, {"metrics.csv": 100}, {"metrics.csv": -1, "eval.csv": 0}],
+        "rng": [torch.zeros(3, dtype=torch.uint8), torch.zeros(5056)],
+        "online_size": [0, -1, 10**9],
+        "online": [torch.zeros(0, 11), torch.zeros(40, 3), torch.full((40, 11), nan)],
+    }
+    cases = {f"{key} {value}": ([key], value) for key in values for value in values[key]}
+    old = load(latest)
+    cases["online double"] = (["online"], old["online"].double())
+    cases["online nan"] = (["online"], old["online"] * nan)
+    cases["offsets float"] = (["offsets", "eval.csv"], 10.0)
+    cases["rng short"] = (["rng"], old["rng"][:-1])
+    each(subtests, latest, cases, lambda: refused(capsys, "--resume", latest))
+
+
+def test_arguments_in_a_checkpoint(capsys, subtests, latest):
+    cases = {"more": (["args", "more"], 1)}
+    for name in load(latest)["args"]:
+        cases[f"{name} missing"] = (["args", name], ...)
+    wrong = {"gamma": [2.0, "0.9", None], "seed": [-1, 2.5], "num_critics": [0, 10**9]}
+    wrong |= {"batch_size": [0, "x"], "online_steps": [-1, 10], "device": ["tpu"], "compile": ["x"]}
+    wrong |= {"run_name": [3], "offline_steps": [10]}
+    cases |= {f"{name} {x}": (["args", name], x) for name in wrong for x in wrong[name]}
+    each(subtests, latest, cases, lambda: refused(capsys, "--resume", latest))
+
+
+def spoiled_agent(state: dict) -> dict:
+    """Cases for the entries of the agent and of the optimizer, both of a checkpoint with moments."""
+    nan, inf = float("nan"), float("inf")
+    weight, cases = state["agent"]["actor.mean.0.weight"], {}
+    wrong = {
+        "missing": ...,
+        "transposed": weight.T.contiguous(),
+        "one row": weight[:1],
+        "scalar": torch.tensor(0.0),
+        "double": weight.double(),
+        "integer": weight.long(),
+        "half": weight.half(),
+        "complex": weight.to(torch.complex64),
+        "nan": weight * nan,
+        "inf": weight + inf,
+        "sparse": weight.to_sparse(),
+        "list": weight.tolist(),
+        "none": None,
+    }
+    cases |= {f"weight {k}": (["agent", "actor.mean.0.weight"], wrong[k]) for k in wrong}
+    cases |= {"log_std nan": (["agent", "actor.log_std"], state["agent"]["actor.log_std"] * nan)}
+    cases |= {"superfluous": (["agent", "actor.extra"], torch.zeros(1)), "no agent": (["agent"], {})}
+    moments = state["optimizer"]["state"][0]
+    for name in ("exp_avg", "exp_avg_sq"):
+        moment = moments[name]
+        wrong = {
+            "missing": ...,
+            "one": moment.flatten()[:1],
+            "flat": moment.flatten()[None],
+            "double": moment.double(),
+            "nan": moment * nan,
+            "inf": moment + inf,
+            "list": moment.tolist(),
+        }
+        keys = ["optimizer", "state", 0, name]
+        cases |= {f"{name} {k}": (keys, value) for k, value in wrong.items()}
+    for name, value in {"missing": ..., "nan": torch.tensor(nan), "text": "x"}.items():
+        cases[f"step {name}"] = (["optimizer", "state", 0, "step"], value)
+    cases["moments of one parameter missing"] = (["optimizer", "state", 0], ...)
+    cases["superfluous moments"] = (["optimizer", "state", 99], moments)
+    cases["superfluous moment"] = (["optimizer", "state", 0, "more"], torch.zeros(1))
+    cases["no moments"] = (["optimizer", "state"], {})
+    cases["no optimizer"] = (["optimizer"], {})
+    cases["no groups"] = (["optimizer", "param_groups"], [])
+    group = state["optimizer"]["param_groups"][0]
+    keys = ["optimizer", "param_groups", 0]
+    for name in ("params", "lr", "betas", "eps"):
+        cases[f"group without {name}"] = ([*keys, name], ...)
+    wrong = {"lr": [nan, "x", None], "params": [group["params"][::-1], []], "betas": [[0.9], 3.0]}
+    for name in wrong:
+        cases |= {f"{name} {value}": ([*keys, name], value) for value in wrong[name]}
+    return cases
+
+
+def test_networks_and_moments_of_latest(capsys, subtests, latest):
+    cases = spoiled_agent(load(latest))
+    each(subtests, latest, cases, lambda: refused(capsys, "--resume", latest))
+
+
+def test_networks_and_moments_of_offline(capsys, subtests, offline):
+    cases = spoiled_agent(load(offline))
+    each(subtests, offline, cases, lambda: refused(capsys, *tune(offline)))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_each_network_is_needed(capsys, name):
+    """Also those that a script adds to its parent's: a resumed run needs them all."""
+    data()
+    interrupt(name, 70, *flags_of(name, "--run-name", "stopped"))
+    latest = Path("runs/stopped/latest.pt")
+    whole = latest.read_bytes()
+    for key in load(latest)["agent"]:
+        spoil(latest, "agent", key)
+        line = stops(capsys, start, name, "--resume", latest)
+        assert line.startswith(f"{name}.py: "), line
+        latest.write_bytes(whole)
+
+
+# ---- a latest.pt as offline.pt
+
+
+def test_latest_as_offline(capsys):
+    data()
+    for phase in ("offline", "online"):
+        line = refused(capsys, *tune(stopped(phase) / "latest.pt"))
+        assert "offline.pt" in line
+        shutil.rmtree("runs")
+
+
+def test_latest_taken_at_the_switch(monkeypatch):
+    """It holds all that offline.pt holds, and nothing has been learnt since."""
+    data()
+
+    def power_cut(*args, **kwargs):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(iql.ReplayBuffer, "add", power_cut)
+        with pytest.raises(RuntimeError):
+            run(*flags_of("iql", "--run-name", "switch"))
+    folder = Path("runs/switch")
+    one = run(*tune(folder / "offline.pt"), "--run-name", "one")
+    other = run(*tune(folder / "latest.pt"), "--run-name", "other")
+    assert_same_run(one, other)
+
+
+# ---- more steps for a finished run
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_extended_run_is_the_longer_run(monkeypatch, name):
+    data()
+    monkeypatch.setattr(importlib.import_module(name), "LOG_EVERY", 10)
+    start(name, *flags_of(name, "--run-name", "extended"))
+    start(name, "--resume", "runs/extended/latest.pt", "--online-steps", 150)
+    start(name, *flags_of(name, "--run-name", "longer", "--online-steps", 150))
+    assert_same_run(Path("runs/extended"), Path("runs/longer"))
+    assert read_json(Path("runs/extended/config.json"))["online_steps"] == 150
+    keys = ("final_score", "final_return")
+    one, other = (read_json(Path("runs", run, "summary.json")) for run in ("extended", "longer"))
+    assert [one[key] for key in keys] == [other[key] for key in keys]
+
+
+def test_an_extension_can_be_interrupted_and_extended_again():
+    data()
+    extended = run(*flags_of("iql", "--run-name", "extended"))
+    interrupt("iql", 30, "--resume", extended / "latest.pt", "--online-steps", 150)
+    run("--resume", extended / "latest.pt")
+    run("--resume", extended / "latest.pt", "--online-steps", 180)
+    longer = run(*flags_of("iql", "--run-name", "longer", "--online-steps", 180))
+    assert_same_run(extended, longer)
+
+
+def test_an_offline_run_is_extended_by_an_online_phase():
+    data()
+    extended = run(*flags_of("iql", "--run-name", "extended", "--online-steps", 0))
+    run("--resume", extended / "latest.pt", "--online-steps", 90)
+    assert_same_run(extended, run(*flags_of("iql", "--run-name", "longer")))
+
+
+def test_steps_that_extend_nothing(capsys):
+    data()
+    finished = run(*flags_of("iql", "--run-name", "finished")) / "latest.pt"
+    for flags in ([], ["--online-steps", 90], ["--online-steps", 60], ["--online-steps", 0]):
+        assert "online-steps" in refused(capsys, "--resume", finished, *flags)
+    refused(capsys, "--resume", finished, "--online-steps", 150, "--offline-steps", 90)
+
+
+def test_a_stopped_run_does_not_get_fewer_steps(capsys, latest):
+    assert "online-steps" in refused(capsys, "--resume", latest, "--online-steps", 60)
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--offline-checkpoint"])
+def test_an_empty_path(capsys, flag):
+    data()
+    assert flag in refused(capsys, *DATA, *TINY, flag, "")
+
+
+# ---- small files are there or not, never in part
+
+
+def test_no_temporary_file_stays(latest):
+    folder = run("--resume", latest)
+    assert not list(folder.glob("*tmp*"))
+    names = {"config.json", "eval.csv", "latest.pt", "metrics.csv", "offline.pt", "summary.json"}
+    found = {path.name for path in folder.iterdir()} - {".lock"}
+    assert {name for name in found if "tfevents" not in name} == names
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+def test_small_files_are_written_at_once(monkeypatch, name):
+    """They appear under their name complete, by a rename: a crash before it leaves none."""
+    data()
+    replaced, rename = [], os.replace
+
+    def watched(source, target):
+        replaced.append(Path(target).name)
+        if Path(target).name == name:
+            assert not Path(target).exists()
+            assert isinstance(read_json(Path(source)), dict)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    folder = run(*flags_of("iql", "--run-name", "whole"))
+    assert name in replaced
+    assert isinstance(read_json(folder / name), dict)

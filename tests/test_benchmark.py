@@ -1,0 +1,464 @@
+"""The sweep and the plot: who may touch a run, what is one curve, what is refused."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, pendulum, run
+from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import iql
+
+BENCHMARK = ROOT / "benchmark"
+sys.path.insert(0, str(BENCHMARK))
+import plot
+import sweep
+
+HEADER = "script,tag,dataset,seed,step,phase,policy,return,score,success,episodes"
+CONFIG = {"script": "iql.py", "dataset_id": "test/x/y-v0", "seed": 0, "beta": 3.0, "gamma": 0.99}
+METRICS = "step,eval/return,eval/score\n0,5,50\n10,6,60\n"
+EVAL = (
+    "step,phase,policy,episode,seed,return,length,success\n"
+    "0,offline,actor,0,1,5,9,\n10,online,actor,0,2,6,9,\n"
+)
+# A script as the sweep sees it: it takes the lock of its folder, and leaves the files of a run.
+STUB = f"""
+import argparse, json, sys, time
+from pathlib import Path
+from filelock import FileLock
+parser = argparse.ArgumentParser()
+for flag in ("dataset-id", "seed", "run-dir", "run-name", "resume", "beta", "wait"):
+    parser.add_argument("--" + flag)
+args = parser.parse_args()
+folder = Path(args.run_dir, args.run_name)
+if folder.exists() and not args.resume:
+    sys.exit(2)
+folder.mkdir(parents=True, exist_ok=True)
+try:
+    FileLock(folder / ".lock", timeout=0).acquire()
+except TimeoutError:
+    sys.exit(2)
+while args.wait and not Path(args.wait).exists():
+    time.sleep(0.05)
+config = {{"script": "stub.py", "dataset_id": args.dataset_id, "seed": int(args.seed)}}
+config |= {{"beta": float(args.beta or 3), "run_name": args.run_name, "torch": "2"}}
+(folder / "config.json").write_text(json.dumps(config))
+(folder / "metrics.csv").write_text({METRICS!r})
+(folder / "eval.csv").write_text({EVAL!r})
+(folder / "how").write_text("resumed" if args.resume else "new")
+(folder / "summary.json").write_text("{{}}")
+"""
+RUN = Path("runs/stub__test-x-y-v0__0")
+
+
+@pytest.fixture(autouse=True)
+def stub():
+    Path("stub.py").write_text(STUB)
+
+
+def command(*flags: str) -> list[str]:
+    words = ["stub.py", "--datasets", "test/x/y-v0", "--out", "results.csv", "--run-dir", "runs"]
+    return [sys.executable, str(BENCHMARK / "sweep.py"), *words, *flags]
+
+
+def run_sweep(*flags: str, status: int = 0) -> str:
+    done = subprocess.run(command(*flags), capture_output=True, text=True, timeout=20)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def sentence(function, *args) -> str:
+    """What a call says that ends with status 2 and a single line."""
+    with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as end:
+        function(*args)
+    lines = err.getvalue().splitlines()
+    assert end.value.code == 2
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def make_run(name: str, metrics: str = METRICS, evaluations: str = EVAL, **config) -> Path:
+    folder = Path(name)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG | config))
+    (folder / "metrics.csv").write_text(metrics)
+    (folder / "eval.csv").write_text(evaluations)
+    (folder / "summary.json").write_text("{}")
+    return folder
+
+
+def table(capsys, *paths: str | Path) -> list[str]:
+    """What plot.py calls the curves of these files."""
+    capsys.readouterr()
+    plot.main(plot.Args(runs=tuple(map(Path, paths)), out=Path("out.png")))
+    lines = capsys.readouterr().out.splitlines()
+    return [line.split("|")[1].strip() for line in lines[2:]]
+
+
+# ---- sweep.py
+
+
+def test_one_sweep_at_a_time():
+    first = subprocess.Popen(command("--", "--wait", "go"), stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 15
+        while not (RUN / ".lock").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (RUN / "mine").touch()
+        said = run_sweep("--", "--wait", "go", status=2)
+        assert (
+            said
+            == "sweep.py: another sweep uses runs: wait for its end, or give another --run-dir\n"
+        )
+    finally:
+        Path("go").touch()
+        assert first.wait(20) == 0
+    assert (RUN / "mine").exists()
+    assert "finished" in run_sweep("--", "--wait", "go")
+
+
+@pytest.mark.parametrize("latest", [True, False])
+def test_a_living_run_is_left_alone(latest):
+    RUN.mkdir(parents=True)
+    (RUN / "mine").touch()
+    log = RUN.with_name(f"{RUN.name}.log")
+    log.write_text("what it has said\n")
+    if latest:
+        (RUN / "latest.pt").touch()
+    with FileLock(RUN / ".lock"):
+        assert "failed: stub__test-x-y-v0__0 (status 2)" in run_sweep(status=1)
+        assert (RUN / "mine").exists()
+    assert log.read_text().startswith("what it has said\n")
+
+
+@pytest.mark.parametrize("latest", [True, False])
+def test_a_run_without_a_whole_summary_is_not_finished(latest):
+    RUN.mkdir(parents=True)
+    (RUN / "summary.json").write_text('{"final_score": 1')
+    if latest:
+        (RUN / "latest.pt").touch()
+    run_sweep()
+    assert (RUN / "how").read_text() == ("resumed" if latest else "new")
+    assert "finished" in run_sweep()
+    assert len(sweep.read_table(Path("results.csv"))) == 2
+
+
+@pytest.mark.parametrize(
+    "change, extra, word",
+    [
+        ({"tag": "../../x"}, [], "--tag"),
+        ({"tag": "a..b"}, [], "--tag"),
+        ({"tag": "a/b"}, [], "--tag"),
+        ({"tag": "a\nb"}, [], "--tag"),
+        ({"datasets": ("test/../../x",)}, [], "not the id"),
+        ({"datasets": ("",)}, [], "not the id"),
+        ({"datasets": ("test/x", "test-x")}, [], "share the folder"),
+        ({"datasets": ()}, [], "one data set"),
+        ({"seeds": ()}, [], "one seed"),
+        ({"seeds": (-1,)}, [], "seed is below 0"),
+        ({"jobs": 0}, [], "--jobs"),
+        ({"threads": -1}, [], "--threads"),
+        ({"script": Path("none.py")}, [], "none.py"),
+        ({}, ["--seed=4"], "--seed"),
+        ({}, ["--run_name", "x"], "--run_name"),
+        ({"out": Path("stub.py/results.csv")}, [], "stub.py"),
+        ({"out": Path(".")}, [], "directory"),
+        ({"out": Path("stub.py")}, [], "stub.py"),
+        ({"losses": Path("stub.py/losses.csv")}, [], "stub.py"),
+        ({"losses": Path("results.csv")}, [], "two files"),
+        ({"run_dir": Path("stub.py/runs")}, [], "stub.py"),
+        ({"run_dir": Path("stub.py")}, [], "stub.py"),
+    ],
+)
+def test_a_sweep_refuses_before_it_begins(change, extra, word):
+    args = {"script": Path("stub.py"), "datasets": ("test/x/y-v0",), "out": Path("results.csv")}
+    args |= {"run_dir": Path("runs")} | change
+    said = sentence(sweep.main, sweep.Args(**args), extra)
+    assert said.startswith("sweep.py: ")
+    assert word in said
+    assert not list(Path().rglob("*stub__*"))
+    assert not list(Path().rglob("*.tmp"))
+    assert Path("stub.py").read_text() == STUB
+
+
+def test_a_sweep_refuses_a_damaged_finished_run():
+    make_run(str(RUN), evaluations="step,phase\n1\n")
+    args = sweep.Args(Path("stub.py"), ("test/x/y-v0",), Path("results.csv"), run_dir=Path("runs"))
+    assert "eval.csv is shorter or longer" in sentence(sweep.main, args, [])
+
+
+def test_the_arguments_of_a_run_stand_in_its_first_row():
+    old = f"{HEADER}\nstub.py,,test/x/y-v0,5,0,offline,actor,5,50,,2\n"
+    Path("results.csv").write_text(old)
+    run_sweep("--seeds", "0", "1", "--", "--beta", "1")
+    rows = sweep.read_table(Path("results.csv"))
+    found = [(row["seed"], row["step"], row["arguments"]) for row in rows]
+    assert found[:4] == [
+        ("0", "0", "--beta 1"),
+        ("0", "10", ""),
+        ("1", "0", "--beta 1"),
+        ("1", "10", ""),
+    ]
+    assert found[4:] == [("5", "0", "")]
+    before = Path("results.csv").read_bytes()
+    run_sweep("--seeds", "0", "1", "--", "--beta", "1")
+    assert Path("results.csv").read_bytes() == before
+
+
+# ---- plot.py: what is one curve
+
+
+def test_runs_with_other_arguments_are_other_curves(capsys):
+    same = {"run_name": "b", "device": "cuda", "torch": "3", "commit": "f00"}
+    a, b = make_run("a"), make_run("b", seed=1, **same)
+    c, d = make_run("c", seed=2, beta=1.0), make_run("d", seed=0, beta=1.0, gamma=0.5)
+    assert table(capsys, a, b) == ["iql"]
+    assert table(capsys, a, b, c) == ["iql --beta 3", "iql --beta 1"]
+    assert table(capsys, a, d) == ["iql --beta 3 --gamma 0.99", "iql --beta 1 --gamma 0.5"]
+    other = make_run("e", dataset_id="test/z/y-v0", beta=7.0)
+    assert table(capsys, a, other) == ["iql", "iql"]
+    guided = make_run("f", offline_checkpoint="runs/a/offline.pt")
+    again = make_run("g", seed=1, offline_checkpoint="runs/b/offline.pt")
+    assert table(capsys, guided, again) == ["iql"]
+    assert table(capsys, a, guided) == ["iql", "iql --offline-checkpoint"]
+
+
+def test_nothing_but_arguments_counts():
+    folder = run("--dataset-id", pendulum(), *TINY, "--online-steps", 0, "--run-name", "one")
+    text = sweep.arguments(json.loads((folder / "config.json").read_text()))
+    found = {flag.split()[0].removeprefix("no-") for flag in text.removeprefix("--").split(" --")}
+    fields = {field.name.replace("_", "-") for field in dataclasses.fields(iql.Args)}
+    fields -= {"dataset-id", "env-module", "seed", "device", "run-dir", "run-name", "resume"}
+    assert found == fields - {"offline-checkpoint", "track"}
+
+
+def test_cql_is_named(capsys):
+    runs = [make_run("a", script="cal_ql.py", calibrate=False)]
+    runs += [make_run("b", script="cal_ql.py", calibrate=True)]
+    runs += [make_run("c", script="wsrl.py", calibrate=False)]
+    assert table(capsys, *runs) == ["cal_ql (CQL)", "cal_ql", "wsrl (CQL)"]
+
+
+def test_curves_of_a_sweep(capsys):
+    row = "cal_ql.py,{tag},test/x/y-v0,{seed},0,offline,actor,5,50,,2"
+    old = [row.format(tag="cql", seed=0), row.format(tag="", seed=0)]
+    Path("old.csv").write_text("\n".join([HEADER, *old]) + "\n")
+    assert table(capsys, "old.csv") == ["cal_ql cql", "cal_ql"]
+    new = [f"{row.format(tag='cql', seed=1)},--beta 1 --no-calibrate"]
+    new += [f"{row.format(tag='', seed=2)},--beta 1 --calibrate"]
+    new += [f"{row.format(tag='', seed=3)},--beta 2 --calibrate"]
+    new += [f"{row.format(tag='', seed=3)},".replace(",0,offline", ",10,online")]
+    Path("new.csv").write_text("\n".join([f"{HEADER},arguments", *new]) + "\n")
+    names = ["cal_ql (CQL) cql", "cal_ql --beta 1", "cal_ql --beta 2"]
+    assert table(capsys, "new.csv") == names
+    both = ["cal_ql cql", "cal_ql (arguments unknown)", *names]
+    assert table(capsys, "old.csv", "new.csv") == both
+
+
+def test_one_curve_has_no_seed_twice():
+    make_run("a")
+    make_run("b")
+    args = plot.Args(runs=(Path("a"), Path("b")), out=Path("out.png"))
+    assert "two runs of iql.py on test/x/y-v0 with seed 0" in sentence(plot.main, args)
+    assert not Path("out.png").exists()
+
+
+# ---- plot.py: bad input
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "iql.py,,test/x/y-v0,0,0,offline,actor,5,50",
+        "iql.py,,test/x/y-v0,0,0,offline,actor,5,50,,2,3,4",
+        "iql.py,,test/x/y-v0,0,0,offline,actor,nan,,,2",
+        "iql.py,,test/x/y-v0,0,0,offline,actor,5,inf,,2",
+        "iql.py,,test/x/y-v0,0,0,offline,actor,1e308,,,2",
+        "iql.py,,test/x/y-v0,0,0,offline,actor,,50,,2",
+        f"iql.py,,test/x/y-v0,0,{'9' * 400},online,actor,5,50,,2",
+        f"iql.py,,test/x/y-v0,0,{'9' * 5000},online,actor,5,50,,2",
+        "iql.py,,test/x/y-v0,x,0,offline,actor,5,50,,2",
+        "iql.py,,test/x/y-v0,0,0.5,offline,actor,5,50,,2",
+        f"iql.py,,{'x' * 200_000},0,0,offline,actor,5,50,,2",
+        'iql.py,,"a\nb",0,0,offline,actor,5,50,,2',
+        'iql.py,,"a"b,0,0,offline,actor,5,50,,2',
+    ],
+    ids=str.__len__,
+)
+def test_a_bad_row_is_refused(row):
+    Path("bad.csv").write_text(f"{HEADER}\n{row}\n")
+    said = sentence(plot.main, plot.Args(runs=(Path("bad.csv"),), out=Path("out.png")))
+    assert said.startswith("plot.py: bad.csv is neither")
+    assert len(said) < 400
+    assert not Path("out.png").exists()
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty.csv", "binary.csv", "folder", "list", "deep"])
+def test_what_is_no_run_is_refused(name):
+    Path("empty.csv").write_text(f"{HEADER}\n")
+    Path("binary.csv").write_bytes(b"\xff\xfe\n")
+    Path("folder").mkdir()
+    for folder, text in (("list", "[]"), ("deep", "[" * 100_000)):
+        (make_run(folder) / "config.json").write_text(text)
+    said = sentence(plot.main, plot.Args(runs=(Path(name),), out=Path("out.png")))
+    assert said.startswith(f"plot.py: {name} ")
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {"out": "file/out.png"},
+        {"out": "folder.png"},
+        {"out": "out"},
+        {"out": "out.csv"},
+        {"csv": "file/out.csv"},
+        {"csv": "folder.png"},
+        {"csv": "out.png"},
+        {"csv": "runs/../results.csv"},
+    ],
+)
+def test_outputs_are_checked_before_drawing(outputs, monkeypatch):
+    results = f"{HEADER}\niql.py,,test/x/y-v0,0,0,offline,actor,5,50,,2\n"
+    Path("results.csv").write_text(results)
+    Path("file").touch()
+    Path("folder.png").mkdir()
+    Path("runs").mkdir()
+    monkeypatch.setattr(plot, "draw", None)  # to call it is a TypeError
+    paths = {name: Path(path) for name, path in ({"out": "out.png"} | outputs).items()}
+    said = sentence(plot.main, plot.Args(runs=(Path("results.csv"),), **paths))
+    assert said.startswith("plot.py: ")
+    assert Path("results.csv").read_text() == results
+    assert not list(Path().rglob("*.tmp"))
+    assert not Path("out.png").exists()
+
+
+def test_a_failure_leaves_the_old_files(monkeypatch):
+    make_run("a")
+    args = plot.Args(runs=(Path("a"),), out=Path("out.png"), csv=Path("out.csv"))
+    plot.main(args)
+    before = args.out.read_bytes(), args.csv.read_bytes()
+
+    def disk_full(self, path, **_):
+        Path(path).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    (Path("a") / "eval.csv").write_text(EVAL.replace(",5,9,", ",7,9,"))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", disk_full)
+    assert "No space left" in sentence(plot.main, args)
+    assert (args.out.read_bytes(), args.csv.read_bytes()) == before
+    assert not list(Path().glob("*.tmp"))
+
+
+# ---- plot.py: properties
+
+
+def outcome(path: Path) -> bool:
+    """Whether plot.py draws a file; if not, it must say so in one line with status 2."""
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            plot.main(plot.Args(runs=(path,), out=Path("out.svg"), csv=Path("out.csv")))
+            return True
+        except SystemExit as end:
+            assert end.code == 2
+    lines = err.getvalue().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("plot.py: ")
+    return False
+
+
+def quick_outcome(path: Path) -> bool:
+    """The same with an empty picture, which takes less time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plot, "draw", lambda *_: plot.plt.figure())
+        return outcome(path)
+
+
+ROWS = [f"{HEADER},arguments", "iql.py,a,test/x/y-v0,0,-5,offline,actor,1,10,0.5,2,--beta 1"]
+ROWS += [
+    "iql.py,a,test/x/y-v0,0,0,offline,actor,2,20,,2,",
+    "iql.py,a,t/x/y-v0,1,5,online,actor,3,,,2,",
+]
+CELLS = st.one_of(st.text(max_size=20), st.integers().map(str), st.floats().map(str))
+CHECK = settings(max_examples=100, deadline=None, derandomize=True)
+
+
+@CHECK
+@given(value=st.floats(), column=st.sampled_from([7, 8]))
+def test_any_number_is_drawn_or_refused(value, column):
+    row = ["iql.py", "", "test/x/y-v0", "0", "0", "offline", "actor", "1", "10", "", "2"]
+    row[column] = repr(value)
+    Path("x.csv").write_text(f"{HEADER}\n{','.join(row)}\n")
+    assert quick_outcome(Path("x.csv")) == (abs(value) < 1e15)
+
+
+@CHECK
+@given(row=st.integers(0, 3), column=st.integers(0, 11), cell=CELLS)
+def test_any_cell_is_drawn_or_refused(row, column, cell):
+    rows = [line.split(",") for line in ROWS]
+    rows[row][column] = cell
+    with open("x.csv", "w", newline="", errors="surrogateescape") as file:
+        csv.writer(file).writerows(rows)
+    quick_outcome(Path("x.csv"))
+
+
+@CHECK
+@given(start=st.integers(0, 300), length=st.integers(0, 300), junk=st.binary(max_size=20))
+def test_any_damage_is_drawn_or_refused(start, length, junk):
+    content = "\n".join([*ROWS, ""]).encode()
+    Path("x.csv").write_bytes(content[:start] + junk + content[start + length :])
+    quick_outcome(Path("x.csv"))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@CHECK
+@given(
+    key=st.sampled_from([*CONFIG, "calibrate", "x y"]),
+    value=JSON,
+    summary=JSON,
+    cut=st.integers(0, 200),
+)
+def test_any_config_and_summary_are_drawn_or_refused(key, value, summary, cut):
+    folder = Path("any")
+    if not folder.exists():
+        make_run("any")
+    (folder / "config.json").write_text(json.dumps(CONFIG | {key: value})[: cut or None])
+    (folder / "summary.json").write_text(json.dumps(summary)[:cut])
+    quick_outcome(folder)
+    assert sweep.finished(folder) == (isinstance(summary, dict) and cut >= len(json.dumps(summary)))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    name=st.text(st.characters(max_codepoint=0x24F, exclude_categories=["C", "Z"]), max_size=30),
+    values=st.lists(st.floats(-1e15, 1e15), min_size=2, max_size=9),
+    scale=st.integers(1, 10**13),
+)
+def test_whatever_is_read_can_be_drawn(name, values, scale):
+    rows = [HEADER.split(",")]
+    for number, value in enumerate(values):
+        step = str((number - 2) * scale)
+        rows.append(["$_" + name, name, name, "0", step, "x", "actor", repr(value), "", "", "1"])
+    with open("x.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    valid = name.isprintable() and all(abs(value) < 1e15 for value in values)
+    assert outcome(Path("x.csv")) == valid

@@ -52,6 +52,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,17 +97,13 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # for networks and data; auto: cuda if possible
     offline_steps: Annotated[int, 0, 10**9] = 100_000  # gradient steps on the data set alone
     online_steps: Annotated[int, 0, 10**9] = 50_000  # environment steps after the switch
-    eval_every: Annotated[int, 1, 10**9] = (
-        5_000  # steps between evaluations, of gradient or environment
-    )
+    eval_every: Annotated[int, 1, 10**9] = 5_000  # steps between two evaluations
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
     tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate of the target critic per gradient step
-    reward_scale: Annotated[float, -1e6, 1e6] = (
-        1.0  # the learner sees reward_scale * r + reward_bias
-    )
-    reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see --reward-scale; logged returns are raw
+    reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
+    reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
     success_ends_episode: bool = False  # cut episodes at the first success, in data and mazes
     matmul_precision: Literal["highest", "medium"] = "medium"  # medium: bfloat16 (CPU), TF32 (GPU)
     compile: bool = True  # torch.compile the losses (CPU: needs a C++ compiler; GPU: CUDA graphs)
@@ -401,7 +398,7 @@ def check_ranges(args) -> None:
         kind, *bounds = typing.get_args(hint) or [hint]
         if typing.get_origin(hint) is Annotated:
             if type(value) is not kind or not bounds[0] <= value <= bounds[1]:
-                fail(f"{flag} must be between {bounds[0]:g} and {bounds[1]:g}, not {value}")
+                fail(f"{flag} must be between {bounds[0]} and {bounds[1]}, not {value}")
         elif typing.get_origin(hint) is Literal:
             if value not in [kind, *bounds]:
                 fail(f"{flag} must be one of {kind}, {', '.join(bounds)}, not {value}")
@@ -465,10 +462,15 @@ def check_files(folder: Path) -> None:
             fail(f"{folder} says {name} = {metadata.get(name)}, but holds {count}")
 
 
-def find_dataset(dataset_id: str) -> minari.MinariDataset:
-    """The bundled copy, else the local Minari copy, else a download."""
+def check_id(dataset_id: str) -> None:
+    """Refuse an id that could lead out of the folder with the data sets."""
     if not re.fullmatch(r"[\w-]+(/[\w-]+)*", dataset_id):
         fail(f"--dataset-id {dataset_id!r} is no Minari id, such as D4RL/hopper/medium-v2")
+
+
+def find_dataset(dataset_id: str) -> minari.MinariDataset:
+    """The bundled copy, else the local Minari copy, else a download."""
+    check_id(dataset_id)
     roots = [BUNDLED, minari.storage.get_dataset_path()]
     folders = [root / dataset_id / "data" for root in roots]
     if not any(folder.is_dir() for folder in folders):
@@ -661,6 +663,7 @@ def load_data(
         )
     if not np.allclose(its_box.low, box.low) or not np.allclose(its_box.high, box.high):
         fail(f"actions of {task.id} lie in {its_box}, those of the data in {box}")
+    env.close()
     print(f"data: {args.dataset_id}, {len(ends)} episodes, {ends[-1]} transitions, task {task.id}")
     if args.batch_size > ends[-1]:
         fail(f"--batch-size {args.batch_size} is more than the {ends[-1]} transitions of the data")
@@ -772,16 +775,22 @@ class Run:
             signal.signal(number, self.interrupt)
         if args.resume is None and args.offline_checkpoint is not None:
             self.load_offline(args.offline_checkpoint)
-        self.open_directory()
-        if args.resume is not None:
-            self.load_latest(args.resume)
-        purge = None if args.resume is None else self.step + 1
-        self.tensorboard = SummaryWriter(str(self.dir), purge_step=purge, flush_secs=10)
+        self.is_new_directory = False
+        try:
+            self.open_directory()
+            if args.resume is not None:
+                self.load_latest(args.resume)
+            self.snapshot = self.state()
+            self.write_latest(self.snapshot)
+        except SystemExit:  # refused: leave nothing behind
+            if self.is_new_directory:
+                shutil.rmtree(self.dir, ignore_errors=True)
+            raise
         if args.track:
             wandb = importlib.import_module("wandb")
             wandb.init(id=args.run_name, resume="allow", config=vars(args), sync_tensorboard=True)
-        self.snapshot = self.state()
-        self.write_latest(self.snapshot)
+        purge = None if args.resume is None else self.step + 1
+        self.tensorboard = SummaryWriter(str(self.dir), purge_step=purge, flush_secs=10)
         print(f"run: {self.dir}", flush=True)
 
     def open_directory(self) -> None:
@@ -790,6 +799,7 @@ class Run:
         columns = {"metrics.csv": ["step", *KEYS], "eval.csv": EVAL_COLUMNS}
         try:
             self.dir.mkdir(parents=True, exist_ok=resumed)
+            self.is_new_directory = not resumed
             self.lock = filelock.FileLock(self.dir / ".lock")
             self.lock.acquire(timeout=0)
             mode = "r+" if resumed else "x"
@@ -805,10 +815,9 @@ class Run:
             self.tables[name] = csv.DictWriter(file, columns[name], lineterminator="\n")
             if not resumed:
                 self.tables[name].writeheader()
-        if not resumed:
-            versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-            size = {"transitions": self.buffer.offline_size, "commit": git_commit()}
-            write_json(self.dir / "config.json", self.identity | vars(self.args) | versions | size)
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        size = {"transitions": self.buffer.offline_size, "commit": git_commit()}
+        write_json(self.dir / "config.json", self.identity | vars(self.args) | versions | size)
 
     def steps(self, phase: str) -> typing.Iterator[int]:
         """The steps of a phase that are still to do, behind a progress bar."""
@@ -932,7 +941,7 @@ class Run:
                 moments = {"step": torch.zeros((), device=parameter.device)}
                 moments |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
                 optimizer.state[parameter] = moments
-        return {"agent": self.agent.state_dict(), "optimizer": optimizer.state_dict()}
+        return {"agent": dict(self.agent.state_dict()), "optimizer": optimizer.state_dict()}
 
     def state(self) -> dict:
         """A copy of all that a resumed run needs but the online transitions."""
@@ -1053,8 +1062,8 @@ class Run:
             summary[f"{name}_score"] = self.score(mean) if self.references else None
             summary[f"{name}_return"] = mean
         offline, online = self.seconds["offline"], self.seconds["online"]
-        summary["updates_per_second"] = self.args.offline_steps / offline if offline else None
-        summary["env_steps_per_second"] = self.args.online_steps / online if online else None
+        summary["updates_per_second"] = self.args.offline_steps / offline or None
+        summary["env_steps_per_second"] = self.args.online_steps / online or None
         summary |= {"seconds_offline": offline, "seconds_online": online}
         summary["seconds_total"] = offline + online
         write_json(self.dir / "summary.json", summary)
@@ -1133,9 +1142,10 @@ def resumed_args(argv: list[str], path: str) -> Args:
             fail(f"--{name.replace('_', '-')} {new}: the run to resume has {old}")
     if args.online_steps < before.online_steps:
         fail(f"--online-steps {args.online_steps}: the run to resume has {before.online_steps}")
-    if saved["phase"] == "done" and args.online_steps == before.online_steps:
-        fail(f"{path} is of a finished run, which only a larger --online-steps can extend")
     folder = Path(path).resolve().parent
+    finished = saved["phase"] == "done" and (folder / "summary.json").exists()
+    if finished and args.online_steps == before.online_steps:
+        fail(f"{path} is of a finished run, which only a larger --online-steps can extend")
     return dataclasses.replace(args, run_dir=str(folder.parent), run_name=folder.name)
 
 
@@ -1144,6 +1154,7 @@ def parse_args(argv: list[str]) -> Args:
     args = tyro.cli(Args, args=argv, description=__doc__)
     if args.resume is not None:
         return resumed_args(argv, args.resume)
+    check_id(args.dataset_id)
     family, *name = args.dataset_id.split("/")[-2:]
     settings = PAPER_SETTINGS.get(family, {})
     args = tyro.cli(Args, args=argv, default=dataclasses.replace(Args(), **settings))

@@ -33,7 +33,7 @@ def main(options: Args) -> None:
     known = {name: value for name, value in state["args"].items() if hasattr(cal_ql.Args, name)}
     args = cal_ql.Args(**known | {"compile": False})
     columns, _, task, _ = cal_ql.load_data(args)
-    env = cal_ql.make_env(task, columns, args)
+    env = cal_ql.make_env(task)
     agent = cal_ql.Agent(
         columns["obs"].shape[1], columns["actions"].shape[1], args, torch.device("cpu")
     )

@@ -46,7 +46,7 @@ def main(options: Args) -> None:
     scale = args.reward_scale * (
         o3f.return_scale(columns["rewards"], ends) if args.normalize_returns else 1.0
     )
-    env = o3f.make_env(task, columns, args)
+    env = o3f.make_env(task)
     agent = o3f.Agent(
         columns["obs"].shape[1], columns["actions"].shape[1], args, torch.device("cpu")
     )

@@ -151,7 +151,7 @@ def time_online_steps(args: Args, columns: dict[str, np.ndarray], agent: iql.Age
         iql.ReplayBuffer(columns, (args.blocks + 1) * args.updates_per_block, CPU),
     )
     env, bare = (
-        iql.make_env(task, columns, agent.args),
+        iql.make_env(task),
         gym.make(task, disable_env_checker=True).unwrapped,
     )
     torch.set_float32_matmul_precision(agent.args.matmul_precision)
@@ -211,7 +211,7 @@ def time_o3f(args: Args, columns: dict[str, np.ndarray], task) -> None:
             agent,
             iql.ReplayBuffer(columns, (args.blocks + 1) * args.updates_per_block, CPU),
         )
-        loops[name] += (iql.make_env(task, columns, iql.Args()),)
+        loops[name] += (iql.make_env(task),)
     for block in range(-1, args.blocks):  # block -1 warms up
         for name in list(loops)[:: 1 if block % 2 else -1]:
             agent, buffer, env = loops[name]

@@ -39,18 +39,9 @@ RUN = ["script", "tag", "dataset", "seed"]  # which run a row is about
 COLUMNS = [*RUN, "step", "phase", "policy", "return", "score", "success", "episodes"]
 # What config.json holds besides the arguments that decide a run's curve.
 NOT_ARGUMENTS = {"script", "networks", "dataset_id", "obs_dim", "act_dim", "data", "transitions"}
-NOT_ARGUMENTS |= {"code", "commit", "torch", "numpy", "gymnasium", "gymnasium-robotics"}
-NOT_ARGUMENTS |= {
-    "mujoco",
-    "minari",
-    "seed",
-    "device",
-    "run_dir",
-    "run_name",
-    "resume",
-    "track",
-    "capture_video",
-}
+NOT_ARGUMENTS |= {"torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"}
+NOT_ARGUMENTS |= {"code", "commit", "seed", "device", "run_dir", "run_name", "resume", "track"}
+NOT_ARGUMENTS |= {"capture_video"}  # in older runs
 # Flags that the sweep itself gives to a run.
 OWN_FLAGS = {"--dataset-id", "--seed", "--run-dir", "--run-name", "--resume"}
 

@@ -725,12 +725,12 @@ def test_paper_settings_name_real_arguments():
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--num-actions", "0"], "--num-actions must be at least 1"),
-        (["--critic-layers", "0"], "--critic-layers must be at least 1"),
-        (["--critic-subset", "-1"], "--critic-subset must be at least 0"),
-        (["--critic-lr", "-0.1"], "--critic-lr must be at least 0"),
-        (["--cql-alpha", "-1"], "--cql-alpha must be at least 0"),
-        (["--offline-ratio", "2"], "between 0 and 1"),
+        (["--num-actions", "0"], "--num-actions must be between 1"),
+        (["--critic-layers", "0"], "--critic-layers must be between 1"),
+        (["--critic-subset", "-1"], "--critic-subset must be between 0"),
+        (["--critic-lr", "-0.1"], "--critic-lr must be between 0"),
+        (["--cql-alpha", "-1"], "--cql-alpha must be between 0"),
+        (["--offline-ratio", "2"], "between 0.0 and 1.0"),
         (["--sparse", "--gamma", "1"], "needs a --gamma below 1"),
     ],
 )

@@ -50,7 +50,7 @@ def test_family(family, capfd):
     )
     iql.set_up(args)
     columns, _, task, _ = iql.load_data(args)
-    wrapped = iql.make_env(task, columns, args)
+    wrapped = iql.make_env(task)
     obs, _ = wrapped.reset(seed=0)
     assert obs.dtype == np.float32
     assert obs.shape == columns["obs"][0].shape

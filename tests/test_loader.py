@@ -161,7 +161,7 @@ def test_bundled_datasets(dataset_id, low, high):
     metadata = iql.find_dataset(dataset_id).storage.metadata
     assert metadata["o2o_command"].startswith("python tools/make_dataset.py ")
     assert {"o2o_seed", "o2o_reference_source", "o2o_behaviour_score"} <= set(metadata)
-    env = iql.make_env(task, columns, args)
+    env = iql.make_env(task)
     assert env.reset(seed=0)[0].dtype == np.float32
     env.close()
 
@@ -194,19 +194,18 @@ def maze_metadata(train, evaluation):
 
 def test_a_mirrored_evaluation_maze_is_mirrored_back():
     train = [[1 if cell == 1 else 0 for cell in row] for row in MAZE]
-    args = dataclasses.replace(iql.Args(), success_ends_episode=True)
-    task = iql.task_of(maze_metadata(train, [row[::-1] for row in MAZE]), args)
+    task = iql.task_of(maze_metadata(train, [row[::-1] for row in MAZE]), True)
     assert task.kwargs["maze_map"] == MAZE
     assert task.kwargs["continuing_task"] is False
     assert task.max_episode_steps == gym.spec("PointMaze_UMaze-v3").max_episode_steps
-    same = iql.task_of(maze_metadata(train, MAZE), iql.Args())
+    same = iql.task_of(maze_metadata(train, MAZE), False)
     assert same.kwargs["maze_map"] == MAZE
     with pytest.raises(SystemExit):
         iql.task_of(
             maze_metadata(
                 train, [[1] * 5, [1, 0, 0, 0, 1], [1, 0, 1, 1, 1], [1, 0, 1, 0, 1], [1] * 5]
             ),
-            iql.Args(),
+            False,
         )
 
 

@@ -2,11 +2,16 @@
 
 import csv
 import dataclasses
+import json
+import signal
 import subprocess
 import sys
+import textwrap
+import time
 from pathlib import Path
 
 import gymnasium as gym
+import h5py
 import make_dataset
 import minari
 import numpy as np
@@ -59,7 +64,7 @@ def test_maze_dataset(tmp_path):
     assert np.diff(np.r_[0, ends]).max() <= 100
     starts = [cell for row in task.kwargs["maze_map"] for cell in row]
     assert (starts.count("r"), starts.count("g")) == (3, 1)
-    refusal = tool(ROOT / "tools/make_dataset.py", *command, "--out", tmp_path / "minari", status=1)
+    refusal = tool(ROOT / "tools/make_dataset.py", *command, "--out", tmp_path / "minari", status=2)
     assert "exists already" in refusal
 
 
@@ -84,6 +89,132 @@ def test_random_level(tmp_path):
     )
     last = list(dataset.iterate_episodes())[-1]
     assert last.terminations[-1] or last.truncations[-1]
+
+
+MAKE = ROOT / "tools/make_dataset.py"
+REFUSED = [
+    ("sac --steps 0", "--steps"),
+    ("sac --train-steps 14999", "--train-steps"),
+    ("sac --seed -1", "--seed"),
+    ("sac --threads 0", "--threads"),
+    ("sac --env-id Nope-v0 --reference 0 1", "Nope"),
+    ("sac --env-id CartPole-v1 --reference 0 1", "must be vectors"),
+    ("sac --env-id Humanoid-v5 --reference 0 1", "[-1, 1]"),
+    ("sac --env-id Swimmer-v5", "no reference scores"),
+    ("sac --reference 5 5", "--reference"),
+    ("sac --reference 5 4", "--reference"),
+    ("sac --reference nan 5", "--reference"),
+    ("sac --reference 0 inf", "--reference"),
+    ("sac --reference 5", "--reference"),
+    ("maze --steps 0", "--steps"),
+    ("maze --episode-steps 0", "--episode-steps"),
+    ("maze --starts 0", "--starts"),
+    ("maze --starts 46", "at most 45"),
+    ("maze --time-limit 0", "--time-limit"),
+    ("maze --noise nan", "--noise"),
+    ("maze --noise -1", "--noise"),
+    ("maze --goal-visits 1.5", "--goal-visits"),
+    ("maze --seed -1", "--seed"),
+    ("maze --env-id Nope-v0", "no PointMaze"),
+    ("maze --env-id AntMaze_UMaze-v5", "no PointMaze"),
+    ("maze --dataset-id /etc/x-v0", "--dataset-id"),
+    ("maze --dataset-id ../x-v0", "--dataset-id"),
+    ("maze --dataset-id a/b", "--dataset-id"),
+    ("maze --dataset-id a//b-v0", "--dataset-id"),
+    ("maze --dataset-id a/b-v0", "--dataset-id"),
+    ("maze --dataset-id there/is-v0", "exists already"),
+    ("maze --out file", "cannot write"),
+    ("maze --out file/below", "cannot write"),
+    ("maze --out /proc/below", "cannot write"),
+]
+
+
+def make(monkeypatch, capsys, *flags) -> tuple[int, list[str]]:
+    """Run make_dataset.py in this process: its exit status, and the lines on stderr."""
+    monkeypatch.setattr(iql, "SCRIPT", iql.SCRIPT)
+    monkeypatch.setattr(sys, "argv", ["make_dataset.py", *flags])
+    capsys.readouterr()
+    status = 0
+    try:
+        make_dataset.main()
+    except SystemExit as stop:
+        status = stop.code
+    return status, capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("flags, words", REFUSED, ids=[flags for flags, _ in REFUSED])
+def test_make_dataset_refuses_before_it_records(flags, words, monkeypatch, capsys):
+    monkeypatch.setattr(make_dataset, "new_episode", lambda obs: pytest.fail("it has begun"))
+    Path("datasets/there/is-v0").mkdir(parents=True)
+    Path("file").touch()
+    before = sorted(Path(".").rglob("*"))
+    if "--dataset-id" not in flags:
+        flags += " --dataset-id a/b/c-v0"
+    status, lines = make(monkeypatch, capsys, *flags.split())
+    assert status == 2
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("make_dataset.py: ")
+    assert words in lines[0]
+    assert sorted(Path(".").rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["pack", "move"])
+def test_make_dataset_leaves_nothing_half_made(name, monkeypatch, capsys):
+    flags = ["maze", "--steps", "50", "--out", "new", "--dataset-id"]
+    assert make(monkeypatch, capsys, *flags, "a/b/first-v0") == (0, [])
+    before = sorted(Path(".").rglob("*"))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(make_dataset, name, full)
+        status, lines = make(patch, capsys, *flags, "a/b/second-v0")
+    assert (status, len(lines)) == (2, 1)
+    assert "No space left" in lines[0]
+    assert sorted(Path(".").rglob("*")) == before
+    assert make(monkeypatch, capsys, *flags, "a/b/second-v0") == (0, [])
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "new")
+    assert set(minari.list_local_datasets()) == {"a/b/first-v0", "a/b/second-v0"}
+
+
+def interrupted(command: list, number: int, ready) -> None:
+    """Start a tool, send the signal once ready(process id), and expect one line and its status."""
+    command = [sys.executable, *map(str, command)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not ready(process.pid):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert error == f"{Path(command[1]).name}: interrupted\n"
+    assert process.returncode == 128 + number
+
+
+def has_handlers(process: int) -> bool:
+    """Does a process catch SIGTERM? The tools do so before the imports that take seconds."""
+    status = Path(f"/proc/{process}/status").read_text()
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_signals_while_importing(number):
+    for name, flags in (
+        ("make_dataset.py", ["maze", "--dataset-id", "aa/b-v0"]),
+        ("check_data.py", ["o2o/hopper/medium-v0"]),
+        ("play.py", ["nothing.pt"]),
+    ):
+        interrupted([ROOT / "tools" / name, *flags], number, has_handlers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_while_recording(number):
+    before = sorted(Path(".").rglob("*"))
+    command = [MAKE, "maze", "--steps", "1000000", "--dataset-id", "aa/b-v0", "--out", "new/deep"]
+    interrupted(command, number, lambda _: list(Path(".").glob(".making-*")))
+    assert sorted(Path(".").rglob("*")) == before
 
 
 def test_sac_policy_density_and_losses():
@@ -137,7 +268,64 @@ def test_check_data(dataset_id):
         if dataset_id.startswith("test")
         else "the environment's is the same"
     ) in out
-    assert "no data set" in tool(ROOT / "tools/check_data.py", "nonsense!", status=2)
+    assert "no Minari id" in tool(ROOT / "tools/check_data.py", "nonsense!", status=2)
+    assert "no data set" in tool(ROOT / "tools/check_data.py", "non/sense-v0", status=2)
+
+
+def test_check_data_sees_what_is_not_finite():
+    dataset = minari.MinariDataset(minari.storage.get_dataset_path(pendulum()) / "data")
+    with h5py.File(dataset.spec.data_path + "/main_data.hdf5", "a") as file:
+        file["episode_0/rewards"][1] = np.nan
+        file["episode_1/observations"][2, :3] = np.inf
+    out = tool(ROOT / "tools/check_data.py", "test/pendulum/random-v0")
+    assert "non-finite  3 observation, 0 action and 1 reward entries" in out
+
+
+EVIL_SPECS = {
+    "entry point": {"entry_point": "os:system", "kwargs": {"command": "touch PWNED"}},
+    "wrapper": {
+        "additional_wrappers": [
+            {"name": "W", "entry_point": "evil:wrap", "kwargs": {"command": "touch PWNED"}}
+        ]
+    },
+    "other id": {"id": "Evil-v0", "entry_point": "evil:make"},
+    "module in the id": {"id": "evil:Evil-v0"},
+}
+
+
+@pytest.mark.parametrize("key", ["env_spec", "eval_env_spec"])
+@pytest.mark.parametrize("name", EVIL_SPECS)
+def test_check_data_runs_no_code_of_the_data(name, key, monkeypatch):
+    path = minari.storage.get_dataset_path(pendulum(eval_env=gym.spec("InvertedPendulum-v5")))
+    file = path / "data/metadata.json"
+    metadata = json.loads(file.read_text())
+    metadata[key] = json.dumps(json.loads(metadata[key]) | EVIL_SPECS[name])
+    file.write_text(json.dumps(metadata))
+    code = "import os; wrap = make = lambda *_, **__: os.system('touch PWNED')"
+    Path("evil.py").write_text(f"open('IMPORTED', 'w')\n{code}\n")
+    monkeypatch.setenv("PYTHONPATH", ".")
+    command = [sys.executable, ROOT / "tools/check_data.py", "test/pendulum/random-v0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not Path("PWNED").exists()
+    assert not Path("IMPORTED").exists()
+    harmless = 0 if name == "wrapper" else 2  # a wrapper is left out, the rest names nothing known
+    assert done.returncode == harmless, done.stderr
+    assert len(done.stderr.splitlines()) == harmless / 2
+
+
+def test_check_data_with_a_module_of_ones_own():
+    module = """
+        import gymnasium
+        from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv as Env
+        gymnasium.register("Mine-v0", "mine:Env", max_episode_steps=50)
+    """
+    Path("mine.py").write_text(textwrap.dedent(module))
+    path = minari.storage.get_dataset_path(pendulum()) / "data/metadata.json"
+    path.write_text(path.read_text().replace("InvertedPendulum-v5", "Mine-v0"))
+    command = [ROOT / "tools/check_data.py", "test/pendulum/random-v0", "--replay-episodes", 1]
+    assert "--env-module" in tool(*command, status=2)
+    assert "recorded in Mine-v0" in tool(*command, "--env-module", "mine")
+    assert "no_module" in tool(*command, "--env-module", "no_module", status=2)
 
 
 def test_sweep_and_plot():

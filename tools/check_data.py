@@ -27,6 +27,7 @@ Exit status: 0 looked at, whatever was seen; 2 bad input, one sentence; 130 / 14
 """
 
 import dataclasses
+import os
 import signal
 import sys
 from pathlib import Path
@@ -35,8 +36,8 @@ from typing import Annotated
 
 def stop(number: int, _) -> None:
     """Signal handler: one line, whatever goes on."""
-    print(f"{Path(__file__).name}: interrupted", file=sys.stderr)
-    raise SystemExit(128 + number)
+    os.write(2, f"{Path(__file__).name}: interrupted\n".encode())
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":  # the imports below take seconds

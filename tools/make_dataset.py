@@ -32,10 +32,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
-import tempfile
 import time
+import uuid
 import warnings
 from collections import deque
 from dataclasses import dataclass
@@ -44,9 +45,9 @@ from typing import Annotated, Literal
 
 
 def stop(number: int, _) -> None:
-    """Signal handler: one line, whatever goes on, and what is half-made is cleared away."""
-    print(f"{Path(__file__).name}: interrupted", file=sys.stderr)
-    raise SystemExit(128 + number)
+    """Signal handler: one line, whatever goes on."""
+    os.write(2, f"{Path(__file__).name}: interrupted\n".encode())
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":  # the imports below take seconds
@@ -62,6 +63,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from minari.dataset.minari_dataset import DATASET_ID_RE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import iql
@@ -577,6 +579,7 @@ def move(root: Path, out: Path, dataset_id: str) -> None:
 
 
 def main() -> None:
+    """Check everything that can be checked, record, and only then write."""
     iql.SCRIPT = Path(__file__)  # error messages start with its name
     args = tyro.cli(
         Annotated[SACArgs, tyro.conf.subcommand("sac")]
@@ -585,22 +588,33 @@ def main() -> None:
     )
     iql.check_ranges(args)
     gym.logger.min_level = gym.logger.ERROR  # older tasks announce their age
-    if not re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", args.dataset_id, re.ASCII):
+    plain = re.fullmatch(r"([\w-]{1,99}/)*[\w-]{1,99}-v\d{1,9}", args.dataset_id, re.ASCII)
+    if not plain or not DATASET_ID_RE.fullmatch(args.dataset_id):
         iql.fail(f"--dataset-id {args.dataset_id} is not of the form NAMESPACE/TASK/NAME-v0")
     target = args.out / args.dataset_id
+    if os.path.lexists(target):
+        iql.fail(f"{target} exists already: delete it, or give another --dataset-id")
+    home = next(folder for folder in target.absolute().parents if os.path.exists(folder))
+    root = home / f".making-{uuid.uuid4().hex}"
+
+    def clear_and_stop(number: int, _) -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        stop(number, _)
+
+    signal.signal(signal.SIGINT, clear_and_stop)
+    signal.signal(signal.SIGTERM, clear_and_stop)
     try:
-        if os.path.lexists(target):
-            iql.fail(f"{target} exists already: delete it, or give another --dataset-id")
-        home = next(folder for folder in target.absolute().parents if folder.exists())
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=home) as root:
-            if isinstance(args, SACArgs):
-                recorded = record_sac(args, sac_env(args))
-            else:
-                recorded = record_maze(args, maze_env(args))
-            write(args, Path(root), **recorded)
-            move(Path(root), args.out, args.dataset_id)
-    except (OSError, MemoryError, RuntimeError) as error:  # HDF5 and torch raise RuntimeErrors
-        iql.fail(f"cannot write {target}: {' '.join(str(error).split())}")
+        root.mkdir()
+        if isinstance(args, SACArgs):
+            recorded = record_sac(args, sac_env(args))
+        else:
+            recorded = record_maze(args, maze_env(args))
+        write(args, root, **recorded)
+        move(root, args.out, args.dataset_id)
+    except (OSError, MemoryError, RuntimeError) as error:  # torch raises RuntimeErrors
+        iql.fail(f"cannot write {target}: {error}")
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Writes nothing but the video. Exit status: 0 played; 2 bad input, one sentence; 
 interrupted.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -24,8 +25,8 @@ from typing import Annotated, Literal
 
 def stop(number: int, _) -> None:
     """Signal handler: one line, whatever goes on."""
-    print(f"{Path(__file__).name}: interrupted", file=sys.stderr)
-    raise SystemExit(128 + number)
+    os.write(2, f"{Path(__file__).name}: interrupted\n".encode())
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":  # the imports below take seconds
@@ -34,7 +35,6 @@ if __name__ == "__main__":  # the imports below take seconds
 
 import gymnasium as gym
 import imageio.v2 as imageio
-import mujoco
 import numpy as np
 import torch
 import tyro
@@ -91,7 +91,7 @@ def arguments(script, state: dict, path: Path):
 def agent_of(script, args, state: dict, device: torch.device, path: Path):
     """The agent of a checkpoint. What begins at the switch is not in an offline.pt."""
     agent = script.Agent(state["obs_dim"], state["act_dim"], args, device)
-    own, saved = agent.state_dict(), state["agent"]
+    own, saved = dict(agent.state_dict()), state["agent"]
     if "phase" not in state:
         late = {name: x for name, x in own.items() if name.startswith(script.ONLINE_ONLY)}
         saved.update(late)
@@ -164,7 +164,8 @@ def main(args: Args) -> None:
     here = {"seed": args.seed, "device": args.device, "env_module": args.env_module}
     trained = dataclasses.replace(trained, **here, compile=False, track=False)
     device = iql.set_up(trained)
-    mujoco.set_mju_user_warning(lambda message: None)  # else they go to a file, MUJOCO_LOG.TXT
+    with contextlib.suppress(Exception):  # MuJoCo's warnings would go to a file, MUJOCO_LOG.TXT
+        importlib.import_module("mujoco").set_mju_user_warning(lambda message: None)
     try:
         metadata = iql.find_dataset(state["dataset_id"]).storage.metadata
         task = iql.task_of(metadata, trained.success_ends_episode)

@@ -535,6 +535,7 @@ def main(args: Args) -> None:
 
 # ==== below this line: the same in every script (tests/test_shared_blocks.py) ====
 
+EnvSpec = gym.envs.registration.EnvSpec
 SCRIPT = Path(__file__)
 BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
@@ -604,22 +605,26 @@ def flatten(space: gym.Space, x) -> np.ndarray:
     return np.array(x, np.float32).reshape(*leading, -1)
 
 
+def refuse_link(name: str, link) -> None:
+    """For h5py's visititems_links: a name in a file must not lead out of it."""
+    if not isinstance(link, h5py.HardLink):
+        fail(f"{name} in the data set is a link, which is not followed")
+
+
+def refuse_foreign_data(name: str, item: h5py.Group | h5py.Dataset) -> None:
+    """For h5py's visititems: the values must lie in the file itself."""
+    if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
+        fail(f"{name} in the data set lies in other files, which are not read")
+
+
 def check_files(folder: Path) -> None:
     """Refuse a data set that leads elsewhere (to code, to other files) or counts wrongly."""
     metadata = json.loads((folder / "metadata.json").read_text())
     if not {"observation_space", "action_space"} <= metadata.keys():  # Minari would build the task
         fail(f"{folder} does not tell its observation and action space")
     with h5py.File(folder / "main_data.hdf5", "r") as file:
-        links = []
-        file.visititems_links(lambda name, link: links.append((name, type(link))))
-        for name, kind in links:
-            item = file[name] if kind is h5py.HardLink else None
-            if (
-                item is None
-                or isinstance(item, h5py.Dataset)
-                and (item.external or item.is_virtual)
-            ):
-                fail(f"{folder}: {name} leads to other data, which is not followed")
+        file.visititems_links(refuse_link)
+        file.visititems(refuse_foreign_data)
         steps = sum(len(episode["rewards"]) for episode in file.values())
         counted = {"total_episodes": len(file), "total_steps": steps}
     for name, count in counted.items():
@@ -627,15 +632,10 @@ def check_files(folder: Path) -> None:
             fail(f"{folder} says {name} = {metadata.get(name)}, but holds {count}")
 
 
-def check_id(dataset_id: str) -> None:
-    """Refuse an id that could lead out of the folder with the data sets."""
-    if not re.fullmatch(r"[\w-]+(/[\w-]+)*", dataset_id):
-        fail(f"--dataset-id {dataset_id!r} is no Minari id, such as D4RL/hopper/medium-v2")
-
-
 def find_dataset(dataset_id: str) -> minari.MinariDataset:
     """The bundled copy, else the local Minari copy, else a download."""
-    check_id(dataset_id)
+    if not re.fullmatch(r"[\w-]+(/[\w-]+)*", dataset_id):  # it must not lead out of the folder
+        fail(f"--dataset-id {dataset_id!r} is no Minari id, such as D4RL/hopper/medium-v2")
     roots = [BUNDLED, minari.storage.get_dataset_path()]
     folders = [root / dataset_id / "data" for root in roots]
     if not any(folder.is_dir() for folder in folders):
@@ -722,7 +722,7 @@ def leads_elsewhere(x) -> bool:
     return isinstance(x, str) and any(mark in x for mark in "/\\:")
 
 
-def registered(spec: str) -> gym.envs.registration.EnvSpec:
+def registered(spec: str) -> EnvSpec:
     """The task that a data set names (JSON of an EnvSpec), as it is registered on this machine.
 
     A file must not choose what code runs: of its specification only the id, plain arguments and the
@@ -740,14 +740,14 @@ def registered(spec: str) -> gym.envs.registration.EnvSpec:
     task = copy.deepcopy(gym.registry[env_id])
     task.kwargs |= kwargs
     limit = named.get("max_episode_steps")
-    if isinstance(limit, int) and 0 < limit <= 10_000:  # pointmaze data name a million steps
+    if type(limit) is int and 0 < limit <= 10_000:  # pointmaze data name a million steps
         task.max_episode_steps = limit
     if task.max_episode_steps is None:
         fail(f"{env_id} has no time limit: register it with max_episode_steps=...")
     return task
 
 
-def task_of(metadata: dict, success_ends_episode: bool) -> gym.envs.registration.EnvSpec:
+def task_of(metadata: dict, success_ends_episode: bool) -> EnvSpec:
     """The task of the data: the evaluation variant where there is one (a maze's start and goal).
 
     It is mirrored back where its walls are the mirror image of the data's, as in Minari's umaze."""
@@ -770,7 +770,7 @@ def task_of(metadata: dict, success_ends_episode: bool) -> gym.envs.registration
     return task
 
 
-def make_env(task: gym.envs.registration.EnvSpec) -> gym.Env:
+def make_env(task: EnvSpec) -> gym.Env:
     """The task with flat float32 observations, actions in [-1, 1], info["episode"] at the end."""
     try:
         env = gym.make(task, disable_env_checker=True)
@@ -803,9 +803,7 @@ def references_of(dataset_id: str, metadata: dict) -> tuple[float, float] | None
 
 def load_data(
     args: Args,
-) -> tuple[
-    dict[str, np.ndarray], np.ndarray, gym.envs.registration.EnvSpec, tuple[float, float] | None
-]:
+) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, tuple[float, float] | None]:
     """The data set, checked: columns, episode ends, its task, the returns that score 0 and 100."""
     try:
         dataset = find_dataset(args.dataset_id)
@@ -874,47 +872,35 @@ def load_checkpoint(path: str) -> dict:
     return state
 
 
-def check_like(saved, own, name: str) -> None:
+def check_like(saved, own, name: str, status: int = 2) -> None:
     """Refuse an entry of a checkpoint that is not what this run would write in its place.
 
     That is: the same keys, types, shapes, finite numbers. `name` says where the entry stands."""
-    if own is None or own == []:  # what a run gathers as it goes on: nothing yet, or numbers
-        for number in np.ravel(np.array([] if saved is None else saved, dtype=object)):
-            if not isinstance(number, (int, float)) or not math.isfinite(number):
-                fail(f"{name} holds {number!r}, which is no number")
-        return
-    if type(saved) is not type(own):
-        fail(f"{name} is a {type(saved).__name__}, not a {type(own).__name__}")
-    if isinstance(own, dict):
-        strange = [str(key) for key in saved.keys() ^ own.keys()]
+    if own is None or isinstance(own, list) and not own:  # gathered by a run: nothing yet, numbers
+        numbers = [] if saved is None else np.ravel(np.array(saved, dtype=object))
+        if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
+            fail(f"{name} holds something else than finite numbers", status)
+    elif type(saved) is not type(own):
+        fail(f"{name} is a {type(saved).__name__}, not a {type(own).__name__}", status)
+    elif isinstance(own, dict):
+        strange = sorted(map(str, saved.keys() ^ own.keys()))
         if strange:
-            fail(f"{name} does not fit this run: missing or superfluous are {sorted(strange)[:5]}")
+            fail(f"{name} has missing or superfluous entries: {', '.join(strange[:5])}", status)
         for key in own:
-            check_like(saved[key], own[key], f"{name}: {key}")
-    elif isinstance(own, (list, tuple)) and own:
+            check_like(saved[key], own[key], f"{name}: {key}", status)
+    elif isinstance(own, (list, tuple)):
         if len(saved) != len(own):
-            fail(f"{name} has {len(saved)} entries, not {len(own)}")
+            fail(f"{name} has {len(saved)} entries, not {len(own)}", status)
         for saved_entry, own_entry in zip(saved, own):
-            check_like(saved_entry, own_entry, name)
+            check_like(saved_entry, own_entry, name, status)
     elif torch.is_tensor(own):
-        if saved.layout != own.layout or saved.shape != own.shape or saved.dtype != own.dtype:
-            fail(
-                f"{name} is {saved.dtype} {tuple(saved.shape)}, not {own.dtype} {tuple(own.shape)}"
-            )
-        if saved.stride() != own.stride() or not saved.isfinite().all():
-            fail(f"{name} has values that are not finite, or does not hold all of its entries")
+        kinds = [(x.dtype, tuple(x.shape), x.stride(), x.layout) for x in (saved, own)]
+        if kinds[0] != kinds[1]:
+            fail(f"{name} is {saved.dtype} {kinds[0][1]}, not {own.dtype} {kinds[1][1]}", status)
+        if not saved.isfinite().all():
+            fail(f"{name} is not finite", status)
     elif isinstance(own, float) and not math.isfinite(saved):
-        fail(f"{name} is {saved}")
-
-
-def find_broken(state, name: str = "") -> str | None:
-    """The name of a tensor in a nested dictionary that is not finite, if there is one."""
-    if isinstance(state, dict):
-        names = [find_broken(value, f"{name} {key}") for key, value in state.items()]
-        return next((name for name in names if name), None)
-    if torch.is_tensor(state) and not state.isfinite().all():
-        return name
-    return None
+        fail(f"{name} is {saved}", status)
 
 
 class Run:
@@ -945,6 +931,9 @@ class Run:
             self.open_directory()
             if args.resume is not None:
                 self.load_latest(args.resume)
+            versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+            size = {"transitions": buffer.offline_size, "commit": git_commit()}
+            write_json(self.dir / "config.json", self.identity | vars(args) | versions | size)
             self.snapshot = self.state()
             self.write_latest(self.snapshot)
         except SystemExit:  # refused: leave nothing behind
@@ -980,9 +969,6 @@ class Run:
             self.tables[name] = csv.DictWriter(file, columns[name], lineterminator="\n")
             if not resumed:
                 self.tables[name].writeheader()
-        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-        size = {"transitions": self.buffer.offline_size, "commit": git_commit()}
-        write_json(self.dir / "config.json", self.identity | vars(self.args) | versions | size)
 
     def steps(self, phase: str) -> typing.Iterator[int]:
         """The steps of a phase that are still to do, behind a progress bar."""
@@ -1121,9 +1107,9 @@ class Run:
 
     def write_latest(self, state: dict) -> None:
         """Replace latest.pt, after the rows of the logs that it counts on have reached the disk."""
-        broken = find_broken({"agent": state["agent"], "optimizer": state["optimizer"]})
-        if broken:
-            fail(f"diverged:{broken} is not finite at {self.phase} step {self.step}", status=3)
+        for name in ("agent", "optimizer"):
+            where = f"diverged at {state['phase']} step {state['step']}: {name}"
+            check_like(state[name], state[name], where, status=3)
         self.writing = True
         for file in self.files.values():
             os.fsync(file.fileno())
@@ -1154,8 +1140,9 @@ class Run:
     def load_offline(self, path: str) -> None:
         """Begin with the networks of an offline.pt, or of a latest.pt taken at the switch."""
         state = load_checkpoint(path)
-        if (state.get("phase", "online"), state.get("step", 0)) != ("online", 0):
-            fail(f"{path} is no offline.pt: it was taken at {state['phase']} step {state['step']}")
+        taken_at = state.get("phase", "online"), state.get("step", 0)
+        if taken_at != ("online", 0):
+            fail(f"{path} is no offline.pt: it was taken at {taken_at[0]} step {taken_at[1]}")
         before, now = state["args"] | state, vars(self.args) | self.identity
         same = ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "sparse")
         for key in (*same, "normalize_returns", "success_ends_episode", "layer_norm", "data"):
@@ -1172,22 +1159,22 @@ class Run:
         state = load_checkpoint(path)
         online = state.pop("online", None)
         if state.get("phase") == "done":  # a larger --online-steps: go on after its last episode
-            state = state.get("last_episode", {})
-        if state.get("data") != self.identity["data"]:
+            state = state.get("last_episode")
+        own = self.state()
+        if isinstance(state, dict):  # what two runs of one script may differ in
+            own |= {name: state[name] for name in ("args", "rng") if name in state}
+        check_like(state, own, path)
+        if state["data"] != own["data"]:
             fail(f"the data set {self.args.dataset_id} is not the one that {path} was trained on")
-        if state.get("code") != self.identity["code"]:
+        if state["code"] != own["code"]:
             print(f"note: {SCRIPT.name} has changed since {path} was written")
-        own = self.state() | {"args": state.get("args"), "rng": state.get("rng")}
-        check_like(
-            {**state, "agent": {}, "optimizer": {}}, {**own, "agent": {}, "optimizer": {}}, path
-        )
         self.load_networks(state, own, path)
         size, step, width = state["online_size"], state["step"], self.buffer.rows.shape[1]
-        first = 0 if state["phase"] == "online" else -self.args.offline_steps
-        last = self.args.online_steps if state["phase"] == "online" else 0
-        if not (first <= step <= last and 0 <= size <= self.args.online_steps):
-            fail(f"{path} was taken at a step that this run does not have: {state['phase']} {step}")
-        if not torch.is_tensor(online) or len(online) < size:
+        ranges = {"offline": (-self.args.offline_steps, 0), "online": (0, self.args.online_steps)}
+        first, last = ranges.get(state["phase"], (1, 0))
+        if not first <= step <= last or not 0 <= size <= last - first or state["episode"] < 0:
+            fail(f"{path}: this run has no {state['phase']} step {step} with {size} transitions")
+        if not torch.is_tensor(online) or online.dim() == 0 or len(online) < size:
             fail(f"{path} does not hold its {size} online transitions")
         check_like(online[:size], torch.zeros(size, width), f"{path}: online")
         self.buffer.rows[self.buffer.size :][:size] = online[:size].to(self.buffer.rows.device)
@@ -1217,7 +1204,8 @@ class Run:
 
     def finish(self) -> None:
         """Write the final latest.pt and summary.json, and print the summary."""
-        self.write_latest(self.state() | {"phase": "done", "last_episode": self.snapshot})
+        self.snapshot = self.state() | {"phase": "done", "last_episode": self.snapshot}
+        self.write_latest(self.snapshot)
         with open(self.dir / "eval.csv", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["policy"] == "actor"]
         summary = {}
@@ -1270,7 +1258,7 @@ def set_up(args: Args) -> torch.device:
             print("note: torch.compile does not work on this machine; the loss runs without it")
             args.compile = False
     if args.env_module is not None:
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())
         try:
             importlib.import_module(args.env_module)
         except Exception as error:
@@ -1319,7 +1307,6 @@ def parse_args(argv: list[str]) -> Args:
     args = tyro.cli(Args, args=argv, description=__doc__)
     if args.resume is not None:
         return resumed_args(argv, args.resume)
-    check_id(args.dataset_id)
     family, *name = args.dataset_id.split("/")[-2:]
     settings = PAPER_SETTINGS.get(family, {})
     args = tyro.cli(Args, args=argv, default=dataclasses.replace(Args(), **settings))
@@ -1329,7 +1316,7 @@ def parse_args(argv: list[str]) -> Args:
     if args.run_name is None:
         when = time.strftime("%Y%m%d-%H%M%S")
         args.run_name = "__".join([family, *name, SCRIPT.stem, str(args.seed), when])
-    if not re.fullmatch(r"[\w.,=+-]{1,200}", args.run_name) or args.run_name.startswith("."):
+    elif not re.fullmatch(r"\w[\w.,=+-]{0,199}", args.run_name):
         fail(f"--run-name {args.run_name!r} must be a plain name of a folder")
     folder = Path(args.run_dir, args.run_name)
     if folder.exists():
@@ -1344,7 +1331,9 @@ def cli(argv: list[str]) -> None:
     try:
         main(parse_args(argv))
         sys.stdout.flush()
-    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         with contextlib.suppress(OSError):
             sys.stdout.close()  # else Python fails again at its exit, if nothing can be printed
         fail(f"{type(error).__name__}: {error}")

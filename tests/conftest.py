@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import types
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -96,17 +97,17 @@ def pendulum(dataset_id: str = "test/pendulum/random-v0", episodes: int = 20, **
 
 def start(script, args) -> None:
     """Run a script's main(args) in this process; its lock is released, as at the end of a process."""
-    locks, make_lock = [], filelock.FileLock
+    locks = []
 
     def remembered(path):
-        locks.append(make_lock(path))
+        locks.append(filelock.FileLock(path))
         return locks[-1]
 
-    filelock.FileLock = remembered
+    script.filelock = types.SimpleNamespace(FileLock=remembered, Timeout=filelock.Timeout)
     try:
         script.main(args)
     finally:
-        filelock.FileLock = make_lock
+        script.filelock = filelock
         for lock in locks:
             lock.release(force=True)
 

@@ -1,38 +1,96 @@
 """What the README shows works as it is written."""
 
+import csv
 import os
 import re
 import shlex
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT, TINY
 
 README = (ROOT / "README.md").read_text()
 
 
-def test_own_environment_and_logs(tmp_path):
-    (tmp_path / "make_mine.py").write_text(
-        re.search(r"```python\n(# make_mine.py\n.*?)```", README, re.S)[1]
-    )
-    commands = re.search(r"```bash\n(python make_mine.py\n.*?)```", README, re.S)[1].splitlines()
-    assert len(commands) == 2
-    for command in commands:
-        program, script, *flags = shlex.split(command)
-        assert program == "python"
-        path = script if script == "make_mine.py" else str(ROOT / script)
-        tiny = [] if script == "make_mine.py" else TINY
-        command = [sys.executable, path, *flags, *tiny]
-        done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+def code(first_line: str) -> str:
+    """The block of the README that begins with a line."""
+    return re.search(rf"```\w+\n({re.escape(first_line)}\n.*?)```", README, re.S)[1]
+
+
+def call(command: str, folder, *more: str) -> str:
+    """Run `python SCRIPT FLAGS` in a folder that has no script of ours; what it printed."""
+    program, script, *flags = shlex.split(command, comments=True)
+    assert program == "python"
+    path = ROOT / script
+    if not path.exists():
+        path = folder / script
+    command = [sys.executable, str(path), *flags, *more]
+    done = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_own_logs(tmp_path):
+    (tmp_path / "make_mine.py").write_text(code("# make_mine.py"))
+    make, train = code("python make_mine.py").splitlines()
+    call(make, tmp_path)
+    call(make, tmp_path)  # once more, as after a first try that failed
+    call(train, tmp_path, *TINY)
     assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 1
+
+
+def test_recipe_recovers_from_a_try_that_failed(tmp_path):
+    recipe = code("# make_mine.py")
+    broken = recipe.replace("np.array(observations)", "[{'x': x} for x in observations]")
+    (tmp_path / "make_mine.py").write_text(broken)
+    with pytest.raises(AssertionError):
+        call("python make_mine.py", tmp_path)
+    assert (tmp_path / "minari/mine/pendulum/random-v0").exists()  # what Minari has left
+    (tmp_path / "make_mine.py").write_text(recipe)
+    call("python make_mine.py", tmp_path)
+
+
+def test_own_environment_with_a_goal(tmp_path):
+    for name in ("my_envs.py", "make_reach.py"):
+        (tmp_path / name).write_text(code(f"# {name}"))
+    make, look, train = code("python make_reach.py").splitlines()
+    call(make, tmp_path)
+    out = call(look, tmp_path)
+    assert "recorded in Reach-v0" in out
+    assert "largest reward difference" not in out  # its state is not known: only kinds are compared
+    call(train, tmp_path, *TINY)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "summary.json").exists()
+    rows = list(csv.DictReader(open(run / "eval.csv")))
+    assert {row["success"] for row in rows} <= {"0", "1"}
+    out = call(f"python tools/play.py {run} --env-module my_envs", tmp_path)
+    assert out.count("success") == 11  # ten episodes and their mean
+
+
+def test_a_trained_agent(tmp_path, monkeypatch):
+    call("python iql.py --run-name NAME", tmp_path, *TINY)
+    play, film = code("python tools/play.py runs/NAME").splitlines()
+    assert "mean of 10: " in call(play, tmp_path)
+    film = film.partition(" --video ")[0]  # that needs ffmpeg; tests/test_play.py has it
+    played = call(film, tmp_path)
+    assert "mean of 1: " in played
+    loop = code("import gymnasium as gym\nimport torch")
+    assert "runs/NAME/latest.pt" in loop
+    (tmp_path / "loop.py").write_text(loop.replace("latest.pt", "offline.pt"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    alone = call("python loop.py", tmp_path)
+    of_tool = float(re.search(r"episode 0: return (\S+),", played)[1])
+    assert alone == f"return {of_tool:.1f}\n"
+    (tmp_path / "loop.py").write_text(loop)
+    assert re.fullmatch(r"return -?[0-9.]+\n", call("python loop.py", tmp_path))
 
 
 def test_commands_name_existing_files_and_flags():
     import iql
 
     for script in re.findall(r"python (\S+\.py)", README):
-        assert (ROOT / script).exists() or script == "make_mine.py"
+        assert (ROOT / script).exists() or script in ("make_mine.py", "make_reach.py")
     for flag in re.findall(r"python iql.py.*? --([a-z-]+)", README):
         assert flag == "help" or hasattr(iql.Args, flag.replace("-", "_")), flag
 

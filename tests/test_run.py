@@ -402,7 +402,9 @@ def test_numbers_that_are_not_finite_are_never_written(whole, monkeypatch, capsy
         flags = ["--dataset-id", "test/pendulum/random-v0", *TINY, "--checkpoint-every", 1]
         run(*flags, "--run-name", "inf")
     assert stop.value.code == 3
-    assert re.search(rf"diverged: {part} .* is not finite", capsys.readouterr().err)
+    assert re.search(
+        rf"diverged at offline step -\d+: {part}.* is not finite", capsys.readouterr().err
+    )
     state = torch.load("runs/inf/latest.pt", weights_only=True)
     assert state["step"] == -60
     assert before == (whole / "latest.pt").read_bytes()

@@ -14,12 +14,13 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 import h5py
 import pytest
 import torch
-from conftest import ROOT, TINY, pendulum
+from conftest import ROOT, TINY, pendulum, run
 
 DATASET = "test/pendulum/random-v0"
 DATA = ["--dataset-id", DATASET]
@@ -51,19 +52,20 @@ def flags_of(name: str, *flags) -> list[str]:
     return [*DATA, *TINY, *SMALL[name], *map(str, flags)]
 
 
-def start(name: str, *flags) -> None:
-    """What `python NAME.py FLAGS` does, in this process."""
-    importlib.import_module(name).cli([str(flag) for flag in flags])
+def start(name: str, *flags) -> Path:
+    """Run a script in this process; returns the run's directory."""
+    return run(*flags, script=importlib.import_module(name))
 
 
 def stops(capsys, function, *args, status: int = 2) -> str:
-    """The only line on stderr of a call that must end with this exit status."""
+    """The only line on stderr, warnings included, of a call that must end with this exit status."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as stop, warnings.catch_warnings(record=True) as warned:
         function(*args)
     lines = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == status, lines
     assert len(lines) == 1, lines
+    assert not warned, [str(warning.message) for warning in warned]
     return lines[0]
 
 
@@ -117,11 +119,11 @@ def interrupt(name: str, update: int, *flags) -> None:
     module = importlib.import_module(name)
     original, count = module.Agent.update, [0]
 
-    def counting(self, *args):
+    def counting(self, *args, **kwargs):
         count[0] += 1
         if count[0] == update:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *args)
+        return original(self, *args, **kwargs)
 
     module.Agent.update = counting
     try:
@@ -184,7 +186,7 @@ def child(name: str, *flags, memory=None, file_size=None, seconds=30) -> int:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         if file_size:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-        start(name, *flags)
+        importlib.import_module(name).cli([str(flag) for flag in flags])
         status = 0
     except SystemExit as stop:
         status = stop.code

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from common import DATA, DATASET, arrays, data, describe, edit, load, read_json, start, stopped, stops
+from common import DATA, DATASET, arrays, data, describe, edit, load, read_json, stopped, stops
 from conftest import ROOT, TASK, TINY, refused, run
 
 import iql
@@ -36,7 +36,7 @@ def train(dataset_id=DATASET):
 
 
 def look(dataset_id=DATASET):
-    check_data.main(dataset_id, replay_episodes=1)
+    check_data.main(check_data.Args(dataset_id=dataset_id, replay_episodes=1))
 
 
 READERS = pytest.mark.parametrize("read", [train, look])
@@ -111,7 +111,7 @@ def test_ids_that_are_paths(capsys, tmp_path, read, subtests):
     evil(tmp_path / "data")  # `..` from the Minari folder is the folder that holds this one
     for dataset_id in outside(tmp_path):
         with subtests.test(dataset_id=dataset_id):
-            assert "data set" in stops(capsys, read, dataset_id)
+            stops(capsys, read, dataset_id)
             assert not Path("runs").exists()
 
 
@@ -168,9 +168,10 @@ def test_the_name_of_the_scripts_folder(tmp_path, monkeypatch, name):
     assert read_json(folder / "config.json")["commit"] is None
 
 
-def test_the_name_of_the_run(tmp_path):
+def test_the_name_of_the_run(capsys):
     data()
-    run(*DATA, *TINY, "--online-steps", 0, "--run-name", "q'; touch PWNED; echo '")
+    flags = ["--online-steps", 0, "--run-name", "q'; touch PWNED; echo '"]
+    assert "--run-name" in refused(capsys, *DATA, *TINY, *flags)
 
 
 # ---- HDF5 can read any file that the user can
@@ -231,8 +232,7 @@ def test_data_in_other_files(capsys, tmp_path, read, link):
         assert steps > 1
     with arrays(folder) as file:
         link(file, tmp_path / "other")
-    line = stops(capsys, read)
-    assert "link" in line or "storage" in line
+    assert "episode_0" in stops(capsys, read)
 
 
 @READERS

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,22 +78,23 @@ def test_other_data_under_the_same_id(capsys, latest, offline):
     assert "data" in refused(capsys, *tune(offline))
 
 
-def test_a_changed_script_is_said(capsys, tmp_path, latest):
+def test_a_changed_script_is_said(capsys, monkeypatch, tmp_path, latest):
     script = tmp_path / "iql.py"
     script.write_text((ROOT / "iql.py").read_text() + "# another loss\n")
     described = importlib.util.spec_from_file_location("changed_iql", script)
     changed = importlib.util.module_from_spec(described)
+    monkeypatch.setitem(sys.modules, "changed_iql", changed)
     described.loader.exec_module(changed)
     capsys.readouterr()
-    changed.cli(["--resume", str(latest)])
+    run("--resume", latest, script=changed)
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
-    assert any("iql.py" in note and "changed" in note for note in notes), notes
+    assert any("iql.py has changed" in note for note in notes), notes
     assert load(latest)["phase"] == "done"
 
 
 def test_an_unchanged_script_is_not_mentioned(capsys, latest):
     start("iql", "--resume", latest)
-    assert "changed" not in capsys.readouterr().out
+    assert "has changed" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", LOGS)
@@ -111,7 +113,7 @@ def test_logs_shorter_than_the_checkpoint_says(capsys, latest, name, left):
 
 # ---- a checkpoint with one thing changed
 
-OTHERS = [None, "x", 2.5, {"a": 1}, torch.zeros(2)]
+OTHERS = [None, "x", torch.zeros(2)]
 
 
 def of_another_kind(value) -> list:
@@ -132,6 +134,16 @@ def spoil(path: Path, *keys, value=...) -> None:
     edit(path, change)
 
 
+@pytest.fixture
+def no_steps(monkeypatch):
+    """A run that should have been refused fails at once; call it once the stopped run is there."""
+
+    def accepted(self, phase):
+        raise AssertionError("accepted: the run begins")
+
+    return lambda: monkeypatch.setattr(iql.Run, "steps", accepted)
+
+
 def each(subtests, path: Path, cases: dict, attempt) -> None:
     """Spoil a fresh copy of the checkpoint for each case {name: (keys, value)}: it must be refused."""
     whole = path.read_bytes()
@@ -139,7 +151,6 @@ def each(subtests, path: Path, cases: dict, attempt) -> None:
         with subtests.test(name):
             spoil(path, *keys, value=value)
             attempt()
-            path.write_bytes(whole)
         path.write_bytes(whole)
 
 
@@ -148,68 +159,67 @@ def test_the_entries_of_a_checkpoint():
     data()
     folder = stopped()
     offline = "script networks dataset_id obs_dim act_dim data code args agent optimizer"
-    latest = "phase step episode history seconds offsets rng online_size online"
+    latest = "phase step episode seconds offsets rng online_size online"
     assert set(load(folder / "offline.pt")) == set(offline.split())
     assert set(load(folder / "latest.pt")) == {*offline.split(), *latest.split()}
 
 
-@pytest.mark.parametrize("phase", ["offline", "online"])
-def test_entries_of_latest(capsys, subtests, phase):
-    data()
-    latest = stopped(phase) / "latest.pt"
+def test_entries_of_latest(capsys, subtests, no_steps, latest):
     cases = {"more": (["more"], 1)}
     for key, value in load(latest).items():
         cases[f"{key} missing"] = ([key], ...)
         for other in of_another_kind(value):
             cases[f"{key} {other}"] = ([key], other)
+    no_steps()
     each(subtests, latest, cases, lambda: refused(capsys, "--resume", latest))
 
 
-def test_entries_of_offline(capsys, subtests, offline):
+def test_entries_of_offline(capsys, subtests, no_steps, offline):
     cases = {"more": (["more"], 1)}
     for key, value in load(offline).items():
         cases[f"{key} missing"] = ([key], ...)
         for other in of_another_kind(value):
             cases[f"{key} {other}"] = ([key], other)
+    no_steps()
     each(subtests, offline, cases, lambda: refused(capsys, *tune(offline)))
 
 
-def test_entries_with_wrong_values(capsys, subtests, latest):
+def test_entries_with_wrong_values(capsys, subtests, no_steps, latest):
     nan = float("nan")
     values = {
         "script": ["pex.py", "../iql.py"],
         "networks": ["cql"],
         "dataset_id": ["test/pendulum/other-v0"],
-        "obs_dim": [5, 0, -4, 10**12],
-        "act_dim": [2, 0],
+        "obs_dim": [5],
+        "act_dim": [2],
         "data": ["", "0" * 64],
         "phase": ["x", "offline"],
         "step": [-1, 91, 10**30],
         "episode": [-1, 10**30],
-        "history": [{}, {0: {}}, {"0": {"return": 1.0}}, {0: {"return": "x"}}, {0: {"return": nan}}],
         "seconds": [{}, {"offline": 1.0}, {"offline": nan, "online": 1.0}],
         "offsets": [{}, {"metrics.csv": 100}, {"metrics.csv": -1, "eval.csv": 0}],
-        "rng": [torch.zeros(3, dtype=torch.uint8), torch.zeros(5056)],
+        "rng": [[], [None], [torch.zeros(3, dtype=torch.uint8)], [torch.zeros(5056)]],
         "online_size": [0, -1, 10**9],
-        "online": [torch.zeros(0, 11), torch.zeros(40, 3), torch.full((40, 11), nan)],
+        "online": [torch.tensor(0.0), torch.zeros(0, 11), torch.zeros(40, 3)],
     }
     cases = {f"{key} {value}": ([key], value) for key in values for value in values[key]}
     old = load(latest)
     cases["online double"] = (["online"], old["online"].double())
     cases["online nan"] = (["online"], old["online"] * nan)
     cases["offsets float"] = (["offsets", "eval.csv"], 10.0)
-    cases["rng short"] = (["rng"], old["rng"][:-1])
+    no_steps()
     each(subtests, latest, cases, lambda: refused(capsys, "--resume", latest))
 
 
-def test_arguments_in_a_checkpoint(capsys, subtests, latest):
+def test_arguments_in_a_checkpoint(capsys, subtests, no_steps, latest):
     cases = {"more": (["args", "more"], 1)}
     for name in load(latest)["args"]:
         cases[f"{name} missing"] = (["args", name], ...)
     wrong = {"gamma": [2.0, "0.9", None], "seed": [-1, 2.5], "num_critics": [0, 10**9]}
     wrong |= {"batch_size": [0, "x"], "online_steps": [-1, 10], "device": ["tpu"], "compile": ["x"]}
-    wrong |= {"run_name": [3], "offline_steps": [10]}
+    wrong |= {"run_name": [3], "dataset_id": ["test/pendulum/other-v0"]}
     cases |= {f"{name} {x}": (["args", name], x) for name in wrong for x in wrong[name]}
+    no_steps()
     each(subtests, latest, cases, lambda: refused(capsys, "--resume", latest))
 
 
@@ -235,7 +245,8 @@ def spoiled_agent(state: dict) -> dict:
     cases |= {f"weight {k}": (["agent", "actor.mean.0.weight"], wrong[k]) for k in wrong}
     cases |= {"log_std nan": (["agent", "actor.log_std"], state["agent"]["actor.log_std"] * nan)}
     cases |= {"superfluous": (["agent", "actor.extra"], torch.zeros(1)), "no agent": (["agent"], {})}
-    moments = state["optimizer"]["state"][0]
+    moments = state["optimizer"]["state"][1]
+    assert moments["exp_avg"].ndim == 2
     for name in ("exp_avg", "exp_avg_sq"):
         moment = moments[name]
         wrong = {
@@ -247,33 +258,34 @@ def spoiled_agent(state: dict) -> dict:
             "inf": moment + inf,
             "list": moment.tolist(),
         }
-        keys = ["optimizer", "state", 0, name]
+        keys = ["optimizer", "state", 1, name]
         cases |= {f"{name} {k}": (keys, value) for k, value in wrong.items()}
     for name, value in {"missing": ..., "nan": torch.tensor(nan), "text": "x"}.items():
-        cases[f"step {name}"] = (["optimizer", "state", 0, "step"], value)
-    cases["moments of one parameter missing"] = (["optimizer", "state", 0], ...)
+        cases[f"step {name}"] = (["optimizer", "state", 1, "step"], value)
+    cases["moments of one parameter missing"] = (["optimizer", "state", 1], ...)
     cases["superfluous moments"] = (["optimizer", "state", 99], moments)
-    cases["superfluous moment"] = (["optimizer", "state", 0, "more"], torch.zeros(1))
+    cases["superfluous moment"] = (["optimizer", "state", 1, "more"], torch.zeros(1))
     cases["no moments"] = (["optimizer", "state"], {})
     cases["no optimizer"] = (["optimizer"], {})
     cases["no groups"] = (["optimizer", "param_groups"], [])
-    group = state["optimizer"]["param_groups"][0]
     keys = ["optimizer", "param_groups", 0]
     for name in ("params", "lr", "betas", "eps"):
         cases[f"group without {name}"] = ([*keys, name], ...)
-    wrong = {"lr": [nan, "x", None], "params": [group["params"][::-1], []], "betas": [[0.9], 3.0]}
+    wrong = {"lr": [nan, "x", None], "params": [[]], "betas": [[0.9], 3.0]}
     for name in wrong:
         cases |= {f"{name} {value}": ([*keys, name], value) for value in wrong[name]}
     return cases
 
 
-def test_networks_and_moments_of_latest(capsys, subtests, latest):
+def test_networks_and_moments_of_latest(capsys, subtests, no_steps, latest):
     cases = spoiled_agent(load(latest))
+    no_steps()
     each(subtests, latest, cases, lambda: refused(capsys, "--resume", latest))
 
 
-def test_networks_and_moments_of_offline(capsys, subtests, offline):
+def test_networks_and_moments_of_offline(capsys, subtests, no_steps, offline):
     cases = spoiled_agent(load(offline))
+    no_steps()
     each(subtests, offline, cases, lambda: refused(capsys, *tune(offline)))
 
 
@@ -368,7 +380,7 @@ def test_a_stopped_run_does_not_get_fewer_steps(capsys, latest):
 @pytest.mark.parametrize("flag", ["--resume", "--offline-checkpoint"])
 def test_an_empty_path(capsys, flag):
     data()
-    assert flag in refused(capsys, *DATA, *TINY, flag, "")
+    refused(capsys, *DATA, *TINY, flag, "")
 
 
 # ---- small files are there or not, never in part

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from common import begun, child, data, edit, ended, flags_of, load, program, stopped, stops, wait_for
+from common import begun, child, data, ended, flags_of, load, program, stopped, stops, wait_for
 from conftest import ROOT, run
 
 import iql
@@ -32,17 +32,21 @@ def one_is_refused(processes):
             process.wait()
 
 
-def steps(folder: Path) -> list[int]:
-    return [int(row["step"]) for row in csv.DictReader(open(folder / "metrics.csv"))]
+def assert_one_writer(folder: Path) -> None:
+    """Steps in order, and no row twice: a step's rows differ in the columns that they fill."""
+    rows = list(csv.DictReader(open(folder / "metrics.csv")))
+    filled = [(int(row.pop("step")), *(name for name in row if row[name])) for row in rows]
+    steps = [step for step, *_ in filled]
+    assert steps == sorted(steps)
+    assert len(filled) == len(set(filled))
 
 
 def test_two_resumes_of_one_run():
     data()
-    run = stopped()
-    longer = {"online_steps": 100_000}
-    latest = edit(run / "latest.pt", lambda state: state["args"].update(longer))
-    one_is_refused([program(ROOT / "iql.py", "--resume", latest) for _ in range(2)])
-    assert steps(run) == sorted(set(steps(run)))
+    folder = stopped()
+    longer = [folder / "latest.pt", *LONG]
+    one_is_refused([program(ROOT / "iql.py", "--resume", *longer) for _ in range(2)])
+    assert_one_writer(folder)
 
 
 def test_two_starts_of_one_name():
@@ -50,15 +54,14 @@ def test_two_starts_of_one_name():
     command = [ROOT / "iql.py", *flags_of("iql", *LONG, "--run-name", "twice")]
     one_is_refused([program(*command) for _ in range(2)])
     folder = Path("runs/twice")
-    assert steps(folder) == sorted(set(steps(folder)))
+    assert_one_writer(folder)
     assert load(folder / "latest.pt")["phase"] in ("offline", "online")
 
 
 def test_a_run_that_is_going_on_is_not_resumed(capsys):
     data()
     latest = stopped() / "latest.pt"
-    edit(latest, lambda state: state["args"].update(online_steps=100_000))
-    pid = child("iql", "--resume", latest)
+    pid = child("iql", "--resume", latest, *LONG)
     try:
         wait_for(begun)
         line = stops(capsys, run, "--resume", latest)
@@ -94,5 +97,5 @@ def test_the_lock_goes_with_the_run():
     """Two runs after another in one process, as in a notebook."""
     data()
     for name in ("one", "two"):
-        run(*flags_of("iql", "--online-steps", 0, "--run-name", name))
+        iql.main(iql.parse_args(flags_of("iql", "--online-steps", 0, "--run-name", name)))
     assert iql.load_checkpoint("runs/two/latest.pt")["phase"] == "done"

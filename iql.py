@@ -11,27 +11,19 @@ expectile e in (0.5, 1):
     critic    L_Q = sum_i E[ (r + gamma (1 - d) V(s') - Q_i(s, a))^2 ]   no gradient through V(s')
     target    Qt_i <- (1 - tau) Qt_i + tau Q_i
 
-What changes at the switch from offline to online: only where the data come from. The policy acts
-(a sample, clipped to the box), each transition joins the data set, batches are uniform over both,
-one update per step, the same losses.
+What changes at the switch: only where the data come from. The policy acts (a sample, clipped to the
+box), each transition joins the data, batches are uniform over all of them; one update per step.
 Parent: none, this is the root of its family. Measured: docs/iql.md, with commands, seeds, curves.
 
 Deviations from the authors' code (github.com/ikostrikov/implicit_q_learning):
- 1. All losses see the networks as before the step: one backward pass, one Adam step. The authors
-    use the new V.
- 2. Online rewards get the scale of the offline ones; the authors' fine-tuning script adds unscaled
-    locomotion rewards.
+ 1. All losses see the networks as before the step: one Adam step for all. Theirs use the new V.
+ 2. Online rewards get the scale of the offline ones; theirs are unscaled on locomotion.
  3. The last transition of a timed-out episode is kept, and a time limit never cuts the bootstrap.
- 4. --normalize-returns takes the returns of the recorded episodes; the authors look for jumps
-    between observations.
- 5. Goal tasks: observations hold the desired goal too; episodes end at the first success, in data
-    and environment.
- 6. The actor's learning rate is constant, as in their fine-tuning script; --actor-lr-decay is their
-    offline script's.
- 7. The settings for pointmaze are ours (antmaze's, with the decay), and so are the budgets of
-    locomotion, kitchen and pointmaze.
- 8. Matrix products may round their inputs to bfloat16 where the CPU can; --matmul-precision highest
-    forbids it.
+ 4. --normalize-returns takes recorded episodes; theirs looks for jumps between observations.
+ 5. Goal tasks: observations hold the goal; episodes end at the first success, in data and task.
+ 6. The actor's step size is constant, as in their fine-tuning; offline theirs is --actor-lr-decay.
+ 7. The settings for pointmaze, and the budgets of locomotion, kitchen and pointmaze, are ours.
+ 8. Matrix products may round their inputs to bfloat16; --matmul-precision highest forbids it.
 
     python iql.py                                     # bundled hopper data: 100k updates, 50k steps
     python iql.py --dataset-id D4RL/antmaze/umaze-v1  # the paper's settings: 1M updates, 1M steps
@@ -83,6 +75,8 @@ import torch.nn.functional as F
 import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+Tensors = dict[str, torch.Tensor]  # such as a batch: each column (B,) or (B, dim)
 
 # ---- end of imports ----
 
@@ -210,8 +204,7 @@ class ReplayBuffer:
     def __init__(self, columns: dict[str, np.ndarray], capacity: int, device: torch.device):
         self.shapes = {name: column.shape[1:] for name, column in columns.items()}
         self.widths = [math.prod(shape) for shape in self.shapes.values()]
-        self.offline_size = len(columns["rewards"])
-        self.size = self.offline_size
+        self.size = self.offline_size = len(columns["rewards"])
         self.rows = torch.empty(self.size + capacity, sum(self.widths), device=device)
         for part, column in zip(self.rows[: self.size].split(self.widths, dim=1), columns.values()):
             part.copy_(torch.from_numpy(column).reshape(part.shape))
@@ -224,11 +217,9 @@ class ReplayBuffer:
 
     def sample(
         self, batch_size: int, offline_ratio: float | None = None, newest: int = sys.maxsize
-    ) -> dict[str, torch.Tensor]:
-        """Each column of a random batch, as (batch_size,) or (batch_size, dim), with replacement.
-
-        Uniform over all that is held. With an offline_ratio: that share from the data set (it comes
-        first in the batch), the rest from the `newest` online transitions."""
+    ) -> Tensors:
+        """A random batch with replacement, uniform over all that is held. With an offline_ratio:
+        that share from the data set (it comes first), the rest from the `newest` online rows."""
         device = self.rows.device
         if offline_ratio is None:
             index = torch.randint(self.size, (batch_size,), device=device)
@@ -269,10 +260,9 @@ class Agent(nn.Module):
         mean, log_std = self.actor(obs)
         if deterministic:
             return mean
-        noise = torch.randn_like(mean)
-        return (mean + log_std.exp() * noise).clamp(-1.0, 1.0)
+        return (mean + log_std.exp() * torch.randn_like(mean)).clamp(-1.0, 1.0)
 
-    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Sum of the three losses, each with gradients to its own network; and what to log."""
         obs, actions, args = batch["obs"], batch["actions"], self.args
         with torch.no_grad():
@@ -298,7 +288,7 @@ class Agent(nn.Module):
         """Adam's step size of the policy, which is the optimizer's first group of parameters."""
         self.optimizer.param_groups[0]["lr"] = learning_rate
 
-    def update(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def update(self, batch: Tensors) -> Tensors:
         """One gradient step on all networks, then the target critic follows."""
         self.optimizer.zero_grad()
         loss, metrics = self.compiled_loss(batch)
@@ -686,7 +676,7 @@ def write(path: Path, write_to) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         with contextlib.suppress(OSError):
             temporary.unlink()
-        fail(f"cannot write {path}, what it held before stays: {error}")
+        fail(f"cannot write {path} (what it held before stays); is the disk full? {error}")
 
 
 def write_json(path: Path, values: dict) -> None:
@@ -833,7 +823,7 @@ class Run:
         for key, value in values.items():
             self.tensorboard.add_scalar(key, value, self.step)
 
-    def report(self, metrics: dict[str, torch.Tensor]) -> None:
+    def report(self, metrics: Tensors) -> None:
         """Log what an update returned, every LOG_EVERY steps; stop if a loss is not finite."""
         if self.step % LOG_EVERY:
             return

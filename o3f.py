@@ -92,6 +92,8 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+Tensors = dict[str, torch.Tensor]  # such as a batch: each column (B,) or (B, dim)
+
 # ---- end of imports ----
 
 
@@ -225,8 +227,7 @@ class ReplayBuffer:
     def __init__(self, columns: dict[str, np.ndarray], capacity: int, device: torch.device):
         self.shapes = {name: column.shape[1:] for name, column in columns.items()}
         self.widths = [math.prod(shape) for shape in self.shapes.values()]
-        self.offline_size = len(columns["rewards"])
-        self.size = self.offline_size
+        self.size = self.offline_size = len(columns["rewards"])
         self.rows = torch.empty(self.size + capacity, sum(self.widths), device=device)
         for part, column in zip(self.rows[: self.size].split(self.widths, dim=1), columns.values()):
             part.copy_(torch.from_numpy(column).reshape(part.shape))
@@ -239,11 +240,9 @@ class ReplayBuffer:
 
     def sample(
         self, batch_size: int, offline_ratio: float | None = None, newest: int = sys.maxsize
-    ) -> dict[str, torch.Tensor]:
-        """Each column of a random batch, as (batch_size,) or (batch_size, dim), with replacement.
-
-        Uniform over all that is held. With an offline_ratio: that share from the data set (it comes
-        first in the batch), the rest from the `newest` online transitions."""
+    ) -> Tensors:
+        """A random batch with replacement, uniform over all that is held. With an offline_ratio:
+        that share from the data set (it comes first), the rest from the `newest` online rows."""
         device = self.rows.device
         if offline_ratio is None:
             index = torch.randint(self.size, (batch_size,), device=device)
@@ -284,8 +283,7 @@ class Agent(nn.Module):
         mean, log_std = self.actor(obs)
         if deterministic:
             return mean
-        noise = torch.randn_like(mean)
-        return (mean + log_std.exp() * noise).clamp(-1.0, 1.0)
+        return (mean + log_std.exp() * torch.randn_like(mean)).clamp(-1.0, 1.0)
 
     @torch.no_grad()
     def explore(self, obs: torch.Tensor) -> torch.Tensor:
@@ -303,7 +301,7 @@ class Agent(nn.Module):
         score = q.mean(0) + args.omega * q.std(0, correction=0)
         return candidates[score.argmax()]
 
-    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Sum of the three losses, each with gradients to its own network; and what to log."""
         obs, actions, args = batch["obs"], batch["actions"], self.args
         with torch.no_grad():
@@ -329,7 +327,7 @@ class Agent(nn.Module):
         """Adam's step size of the policy, which is the optimizer's first group of parameters."""
         self.optimizer.param_groups[0]["lr"] = learning_rate
 
-    def update(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def update(self, batch: Tensors) -> Tensors:
         """One gradient step on all networks, then the target critic follows."""
         self.optimizer.zero_grad()
         loss, metrics = self.compiled_loss(batch)
@@ -717,7 +715,7 @@ def write(path: Path, write_to) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         with contextlib.suppress(OSError):
             temporary.unlink()
-        fail(f"cannot write {path}, what it held before stays: {error}")
+        fail(f"cannot write {path} (what it held before stays); is the disk full? {error}")
 
 
 def write_json(path: Path, values: dict) -> None:
@@ -864,7 +862,7 @@ class Run:
         for key, value in values.items():
             self.tensorboard.add_scalar(key, value, self.step)
 
-    def report(self, metrics: dict[str, torch.Tensor]) -> None:
+    def report(self, metrics: Tensors) -> None:
         """Log what an update returned, every LOG_EVERY steps; stop if a loss is not finite."""
         if self.step % LOG_EVERY:
             return

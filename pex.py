@@ -91,6 +91,8 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+Tensors = dict[str, torch.Tensor]  # such as a batch: each column (B,) or (B, dim)
+
 # ---- end of imports ----
 
 
@@ -225,8 +227,7 @@ class ReplayBuffer:
     def __init__(self, columns: dict[str, np.ndarray], capacity: int, device: torch.device):
         self.shapes = {name: column.shape[1:] for name, column in columns.items()}
         self.widths = [math.prod(shape) for shape in self.shapes.values()]
-        self.offline_size = len(columns["rewards"])
-        self.size = self.offline_size
+        self.size = self.offline_size = len(columns["rewards"])
         self.rows = torch.empty(self.size + capacity, sum(self.widths), device=device)
         for part, column in zip(self.rows[: self.size].split(self.widths, dim=1), columns.values()):
             part.copy_(torch.from_numpy(column).reshape(part.shape))
@@ -239,11 +240,9 @@ class ReplayBuffer:
 
     def sample(
         self, batch_size: int, offline_ratio: float | None = None, newest: int = sys.maxsize
-    ) -> dict[str, torch.Tensor]:
-        """Each column of a random batch, as (batch_size,) or (batch_size, dim), with replacement.
-
-        Uniform over all that is held. With an offline_ratio: that share from the data set (it comes
-        first in the batch), the rest from the `newest` online transitions."""
+    ) -> Tensors:
+        """A random batch with replacement, uniform over all that is held. With an offline_ratio:
+        that share from the data set (it comes first), the rest from the `newest` online rows."""
         device = self.rows.device
         if offline_ratio is None:
             index = torch.randint(self.size, (batch_size,), device=device)
@@ -285,8 +284,7 @@ class Agent(nn.Module):
         mean, log_std = self.actor(obs)
         if deterministic:
             return mean
-        noise = torch.randn_like(mean)
-        return (mean + log_std.exp() * noise).clamp(-1.0, 1.0)
+        return (mean + log_std.exp() * torch.randn_like(mean)).clamp(-1.0, 1.0)
 
     def expand(self) -> None:
         """The switch: forget the moments; pex: freeze the offline policy and start a new one."""
@@ -320,9 +318,7 @@ class Agent(nn.Module):
         actions, _ = self.composite(obs[None], deterministic)
         return actions[0]
 
-    def loss(
-        self, batch: dict[str, torch.Tensor], expanded: bool = False
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, batch: Tensors, expanded: bool = False) -> tuple[torch.Tensor, Tensors]:
         """Sum of the three losses, each with gradients to its own network; and what to log."""
         obs, actions, args = batch["obs"], batch["actions"], self.args
         with torch.no_grad():
@@ -352,9 +348,7 @@ class Agent(nn.Module):
         """Adam's step size of the policy, which is the optimizer's first group of parameters."""
         self.optimizer.param_groups[0]["lr"] = learning_rate
 
-    def update(
-        self, batch: dict[str, torch.Tensor], expanded: bool = False
-    ) -> dict[str, torch.Tensor]:
+    def update(self, batch: Tensors, expanded: bool = False) -> Tensors:
         """One gradient step on all networks, then the target critic follows."""
         self.optimizer.zero_grad()
         loss, metrics = self.compiled_loss(batch, expanded)
@@ -768,7 +762,7 @@ def write(path: Path, write_to) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         with contextlib.suppress(OSError):
             temporary.unlink()
-        fail(f"cannot write {path}, what it held before stays: {error}")
+        fail(f"cannot write {path} (what it held before stays); is the disk full? {error}")
 
 
 def write_json(path: Path, values: dict) -> None:
@@ -915,7 +909,7 @@ class Run:
         for key, value in values.items():
             self.tensorboard.add_scalar(key, value, self.step)
 
-    def report(self, metrics: dict[str, torch.Tensor]) -> None:
+    def report(self, metrics: Tensors) -> None:
         """Log what an update returned, every LOG_EVERY steps; stop if a loss is not finite."""
         if self.step % LOG_EVERY:
             return

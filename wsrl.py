@@ -89,6 +89,8 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+Tensors = dict[str, torch.Tensor]  # such as a batch: each column (B,) or (B, dim)
+
 # ---- end of imports ----
 
 
@@ -266,8 +268,7 @@ class ReplayBuffer:
     def __init__(self, columns: dict[str, np.ndarray], capacity: int, device: torch.device):
         self.shapes = {name: column.shape[1:] for name, column in columns.items()}
         self.widths = [math.prod(shape) for shape in self.shapes.values()]
-        self.offline_size = len(columns["rewards"])
-        self.size = self.offline_size
+        self.size = self.offline_size = len(columns["rewards"])
         self.rows = torch.empty(self.size + capacity, sum(self.widths), device=device)
         for part, column in zip(self.rows[: self.size].split(self.widths, dim=1), columns.values()):
             part.copy_(torch.from_numpy(column).reshape(part.shape))
@@ -280,11 +281,9 @@ class ReplayBuffer:
 
     def sample(
         self, batch_size: int, offline_ratio: float | None = None, newest: int = sys.maxsize
-    ) -> dict[str, torch.Tensor]:
-        """Each column of a random batch, as (batch_size,) or (batch_size, dim), with replacement.
-
-        Uniform over all that is held. With an offline_ratio: that share from the data set (it comes
-        first in the batch), the rest from the `newest` online transitions."""
+    ) -> Tensors:
+        """A random batch with replacement, uniform over all that is held. With an offline_ratio:
+        that share from the data set (it comes first), the rest from the `newest` online rows."""
         device = self.rows.device
         if offline_ratio is None:
             index = torch.randint(self.size, (batch_size,), device=device)
@@ -351,9 +350,7 @@ class Agent(nn.Module):
             for parameter in network.parameters():
                 self.optimizer.state.pop(parameter, None)
 
-    def critic_loss(
-        self, batch: dict[str, torch.Tensor], online: bool = False
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def critic_loss(self, batch: Tensors, online: bool = False) -> tuple[torch.Tensor, Tensors]:
         """TD error of the critics, offline also their gap and the multiplier; and what to log."""
         args, obs, actions = self.args, batch["obs"], batch["actions"]
         next_obs, mc_returns = batch["next_obs"], batch["mc_returns"]
@@ -406,9 +403,7 @@ class Agent(nn.Module):
         loss = td_loss + conservative + multiplier_loss
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
-    def actor_loss(
-        self, batch: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def actor_loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Losses of the policy and of the temperature; and what to log."""
         actions, log_prob = self.actor.sample(batch["obs"], 1)  # (1, B, act_dim), (1, B)
         q = self.critic(batch["obs"], actions, frozen=True).amin(0)  # (E, 1, B) -> (1, B)
@@ -419,7 +414,7 @@ class Agent(nn.Module):
         loss = actor_loss + alpha_loss
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
-    def update(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def update(self, batch: Tensors) -> Tensors:
         """One gradient step on all networks, then the target critics follow."""
         self.optimizer.zero_grad()
         critic_loss, critic_metrics = self.compiled_critic_loss(batch)
@@ -429,7 +424,7 @@ class Agent(nn.Module):
         self.update_target()
         return critic_metrics | actor_metrics
 
-    def update_online(self, batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def update_online(self, batches: list[Tensors]) -> Tensors:
         """A step of the critics on each batch, then one of policy and temperature on them all."""
         for batch in batches:
             self.optimizer.zero_grad()  # Adam leaves alone what has no gradient
@@ -851,7 +846,7 @@ def write(path: Path, write_to) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         with contextlib.suppress(OSError):
             temporary.unlink()
-        fail(f"cannot write {path}, what it held before stays: {error}")
+        fail(f"cannot write {path} (what it held before stays); is the disk full? {error}")
 
 
 def write_json(path: Path, values: dict) -> None:
@@ -998,7 +993,7 @@ class Run:
         for key, value in values.items():
             self.tensorboard.add_scalar(key, value, self.step)
 
-    def report(self, metrics: dict[str, torch.Tensor]) -> None:
+    def report(self, metrics: Tensors) -> None:
         """Log what an update returned, every LOG_EVERY steps; stop if a loss is not finite."""
         if self.step % LOG_EVERY:
             return

@@ -191,7 +191,7 @@ def test_killed_while_writing_leaves_the_previous_checkpoint(whole, monkeypatch,
     with pytest.raises(SystemExit) as stop:
         iql.write(whole / "latest.pt", lambda file: file.write(b"half of a chec"))
     assert stop.value.code == 2
-    assert "what it held before stays: power cut" in capsys.readouterr().err
+    assert "is the disk full? power cut" in capsys.readouterr().err
     assert (whole / "latest.pt").read_bytes() == before
     assert not list(whole.glob("*.tmp"))
 

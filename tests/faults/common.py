@@ -114,30 +114,30 @@ def replace(group: h5py.Group, name: str, value) -> None:
 # ---- a stopped run to spoil
 
 
-def interrupt(name: str, update: int, *flags) -> None:
-    """Run a script in this process; SIGTERM comes with an update."""
+def interrupt(name: str, step: int, *flags) -> None:
+    """Run a script in this process; SIGTERM comes after this many steps with an update."""
     module = importlib.import_module(name)
-    original, count = module.Agent.update, [0]
+    report, count = module.Run.report, [0]
 
-    def counting(self, *args, **kwargs):
+    def counting(self, metrics):
         count[0] += 1
-        if count[0] == update:
+        if count[0] == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *args, **kwargs)
+        report(self, metrics)
 
-    module.Agent.update = counting
+    module.Run.report = counting
     try:
         with pytest.raises(SystemExit) as stop:
             start(name, *flags)
     finally:
-        module.Agent.update = original
+        module.Run.report = report
     assert stop.value.code == 143
 
 
 @functools.cache
 def halves(phase: str) -> Path:
-    update = {"offline": 40, "online": 100}[phase]
-    interrupt("iql", update, *flags_of("iql", "--run-dir", "halves", "--run-name", "stopped"))
+    step = {"offline": 40, "online": 100}[phase]
+    interrupt("iql", step, *flags_of("iql", "--run-dir", "halves", "--run-name", "stopped"))
     return Path(shutil.move("halves/stopped", CACHE / phase))
 
 

@@ -12,7 +12,19 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from common import DATA, DATASET, arrays, data, describe, edit, load, read_json, stopped, stops
+from common import (
+    DATA,
+    DATASET,
+    arrays,
+    data,
+    describe,
+    edit,
+    load,
+    read_json,
+    stopped,
+    stops,
+    template,
+)
 from conftest import ROOT, TASK, TINY, refused, run
 
 import iql
@@ -26,6 +38,7 @@ def canary(tmp_path, monkeypatch):
     module = tmp_path / "canary.py"
     module.write_text("open('PWNED', 'w').close()\n\n\ndef touch(*args, **kwargs): ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(iql, "SCRIPT", iql.SCRIPT)  # check_data.py puts its own there
     yield
     sys.modules.pop("canary", None)
     assert not (tmp_path / "PWNED").exists()
@@ -95,13 +108,18 @@ def test_metadata_without_spaces(capsys, read, dropped, what):
 
 def evil(folder: Path) -> None:
     """A data set with a command, in any folder."""
-    shutil.copytree(data("test/evil/a-v0").parent, folder)
+    shutil.copytree(template(), folder)
     describe(folder / "data", env_spec=spec(REFUSED["command"]), dataset_id="evil-v0")
 
 
 def outside(tmp_path: Path) -> list[str]:
     """Ids that lead out of the folders of data sets."""
-    up = ["..", "../evil-v0", "test/../../evil-v0", "../../../../../../.." + str(tmp_path / "evil-v0")]
+    up = [
+        "..",
+        "../evil-v0",
+        "test/../../evil-v0",
+        "../../../../../../.." + str(tmp_path / "evil-v0"),
+    ]
     return [*up, str(tmp_path / "evil-v0"), f"/{tmp_path / 'evil-v0'}", "a\0b-v0", "", "."]
 
 
@@ -150,7 +168,11 @@ def test_pickles_in_a_checkpoint(capsys, flag, legacy, subtests):
     latest = stopped() / "latest.pt"
     start = [flag, latest] if flag == "--resume" else [*DATA, *TINY, flag, latest]
     state = load(latest)
-    contents = {"whole": Evil(), "added": state | {"evil": Evil()}, "args": state | {"args": Evil()}}
+    contents = {
+        "whole": Evil(),
+        "added": state | {"evil": Evil()},
+        "args": state | {"args": Evil()},
+    }
     contents["agent"] = state | {"agent": {"actor.log_std": Evil()}}
     for name, content in contents.items():
         with subtests.test(name):

@@ -27,17 +27,15 @@ What changes at the switch: guide and learner part (--init cold: the learner is 
 critics); in the first --calibration-episodes the guide acts alone, and critic and value train but
 the learner's policy does not.
 
-The jump start is Uchendu et al., ICML 2023, arXiv 2204.02372. `automatic` is made for the aim of
-Wang, White, White, Fine-Tuning without Performance Degradation, arXiv 2505.00913, whose exact gate
-we could not read (no code, of the text only the abstract and part of the introduction): theirs are
-the jump start, exploration only gradually, and the decision by online estimates of performance; the
-test, its numbers and the retreat are ours.
+The jump start is Uchendu et al., ICML 2023, arXiv 2204.02372. `automatic` has the aim of Wang,
+White, White, Fine-Tuning without Performance Degradation, arXiv 2505.00913, whose exact gate we
+could not read (only the abstract and part of the introduction): theirs are the jump start, gradual
+exploration and decisions by online estimates; the test, its numbers and the retreat are ours.
 Parent: iql.py; `diff iql.py jsrl_finetune.py` is the method. Measured: docs/jsrl_finetune.md, with
 commands, seeds and curves.
 
 Deviations from JSRL (no code of its authors for this part is known):
- 1. H comes from the calibration episodes, which count as steps; theirs from 100 evaluation
-    episodes, which do not.
+ 1. H comes from the calibration episodes, which count as steps; theirs from 100 that do not count.
  2. --init warm is the default (the aim is not to lose the offline level); their main table is cold.
  3. The curriculum decides every --eval-every steps (theirs: 10,000); its tolerance is ours, and so
     is that `best` starts as the guide's mean return: its first full window is held against it.
@@ -302,13 +300,10 @@ class Gate:
     args: Args
     stage: int = 0  # k: 0 the guide alone ... n the learner alone
     random_return: float = 0.0  # J_r, where the data set tells it
-    # [return, length, solved] of every episode of the guide alone
-    guide: list = dataclasses.field(default_factory=list)
-    # of the last episodes since the stage was entered
-    returns: list = dataclasses.field(default_factory=list)
+    guide: list = dataclasses.field(default_factory=list)  # [return, length, solved] per episode
+    returns: list = dataclasses.field(default_factory=list)  # since the stage was entered
     acted: int = 0  # in how many episodes since then the learner acted
-    # curriculum: the last returns of guide and learner together
-    evaluations: list = dataclasses.field(default_factory=list)
+    evaluations: list = dataclasses.field(default_factory=list)  # curriculum: returns, the last 5
     best: float = 0.0  # curriculum: the best mean of 5 evaluations so far, at first the guide's
 
     def calibrated(self) -> bool:
@@ -338,10 +333,7 @@ class Gate:
         self.acted = 0
 
     def bounds(self) -> tuple[float, float, float]:
-        """Lower and upper bound of the mean return at this stage, and the threshold for both.
-
-        They are the guide's mean plus bounds of the difference from it: its error counts, too.
-        """
+        """Bounds of this stage's mean return (the guide's own error counts, too), and threshold."""
         args, guide = self.args, self.guide_returns()
         guide_mean = np.mean(guide)
         if {*guide, *self.returns} <= {0.0, 1.0}:
@@ -353,6 +345,11 @@ class Gate:
         error = math.sqrt(std**2 / len(self.returns) + guide_std**2 / len(guide))
         threshold = guide_mean - args.tolerance * abs(guide_mean - self.random_return)
         return mean - args.z_advance * error, mean + args.z_retreat * error, threshold
+
+    def decision(self, estimate: float, threshold: float, verdict: int) -> dict[str, float]:
+        """What is logged of a decision; verdict 1: advance, 0: hold, -1: retreat."""
+        logged = {"online/gate_estimate": estimate, "online/gate_threshold": threshold}
+        return logged | {"online/gate_verdict": verdict}
 
     def after_episode(self, stats: dict, solved: bool, guide_share: float) -> dict[str, float]:
         """Take in a finished training episode and decide; what went into it is returned."""
@@ -377,13 +374,8 @@ class Gate:
             verdict = -1
         if verdict != 0 and self.stage + verdict <= self.args.stages:
             self.move(self.stage + verdict)
-        return {
-            "online/gate_estimate": mean,
-            "online/gate_lower": lower,
-            "online/gate_upper": upper,
-            "online/gate_threshold": threshold,
-            "online/gate_verdict": verdict,
-        }
+        bounds = {"online/gate_lower": lower, "online/gate_upper": upper}
+        return bounds | self.decision(mean, threshold, verdict)
 
     def after_evaluation(self, value: float) -> dict[str, float]:
         """For `curriculum`: the same with the mean return of guide and learner in an evaluation."""
@@ -398,11 +390,7 @@ class Gate:
         verdict = int(average >= threshold)
         if verdict:
             self.move(min(self.stage + 1, self.args.stages))
-        return {
-            "online/gate_estimate": average,
-            "online/gate_threshold": threshold,
-            "online/gate_verdict": verdict,
-        }
+        return self.decision(average, threshold, verdict)
 
 
 class Agent(nn.Module):
@@ -504,9 +492,7 @@ def return_scale(rewards: np.ndarray, ends: np.ndarray) -> float:
 
 
 def mixture(agent: Agent, env: gym.Env, horizons: list[float]):
-    """What is deployed, as a function for Run.evaluate.
-
-    In its i-th episode in `env` the guide acts for the i-th of `horizons` steps."""
+    """What is deployed, for Run.evaluate: in its i-th episode the guide acts horizons[i] steps."""
     first = env.episode_count
 
     def act(obs: torch.Tensor, deterministic: bool) -> torch.Tensor:
@@ -548,10 +534,7 @@ def main(args: Args) -> None:
         run.evaluate(agent.act, eval_env)
         run.end_offline()
     if run.step == 0:  # later checkpoints hold the result
-        random_return = 0.0
-        if references:
-            random_return = references[0]
-        agent.jump_start(random_return)
+        agent.jump_start(random_return=references[0] if references else 0.0)
     gate = agent.gate
 
     # ---- online: environment steps 1, ..., online_steps
@@ -859,9 +842,7 @@ def references_of(dataset_id: str, metadata: dict) -> tuple[float, float] | None
     return float(low), float(high)
 
 
-def load_data(
-    args: Args,
-) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, tuple[float, float] | None]:
+def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, tuple | None]:
     """The data set, checked: columns, episode ends, its task, the returns that score 0 and 100."""
     try:
         dataset = find_dataset(args.dataset_id)
@@ -1074,13 +1055,10 @@ class Run:
         if self.phase == "online":
             logged["time/env_steps_per_second"] = done / self.seconds[self.phase]
         self.log(logged)
-        self.bar.set_postfix(
-            {key: f"{value:.3g}" for key, value in values.items() if "loss" in key}
-        )
+        losses = {name: f"{value:.3g}" for name, value in values.items() if "loss" in name}
+        self.bar.set_postfix(losses)
 
-    def evaluate(
-        self, act, env: gym.Env, prefix: str = "eval", policy: str = "actor"
-    ) -> dict[str, float]:
+    def evaluate(self, act, env: gym.Env, prefix="eval", policy="actor") -> dict[str, float]:
         """--eval-episodes deterministic episodes: a row each in eval.csv, means as `prefix`/..."""
         self.lap()
         device, stream = self.buffer.rows.device, 2 if self.step > 0 else 1
@@ -1278,9 +1256,8 @@ class Run:
         summary |= {"seconds_offline": offline, "seconds_online": online}
         summary["seconds_total"] = offline + online
         write_json(self.dir / "summary.json", summary)
-        for name, value in summary.items():
-            if value is not None:
-                print(f"{name:21} {value:.6g}")
+        known = {name: value for name, value in summary.items() if value is not None}
+        print("\n".join(f"{name:21} {value:.6g}" for name, value in known.items()))
         self.tensorboard.close()
         self.lock.release()
 
@@ -1288,11 +1265,9 @@ class Run:
 def git_commit() -> str | None:
     """The commit of the repository that the script lies in, if there are one and git."""
     command = ["git", "-C", str(SCRIPT.resolve().parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
+    if shutil.which("git") is None:
         return None
-    return done.stdout.strip() or None
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
 def set_up(args: Args) -> torch.device:

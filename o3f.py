@@ -665,9 +665,7 @@ def references_of(dataset_id: str, metadata: dict) -> tuple[float, float] | None
     return float(low), float(high)
 
 
-def load_data(
-    args: Args,
-) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, tuple[float, float] | None]:
+def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, tuple | None]:
     """The data set, checked: columns, episode ends, its task, the returns that score 0 and 100."""
     try:
         dataset = find_dataset(args.dataset_id)
@@ -880,13 +878,10 @@ class Run:
         if self.phase == "online":
             logged["time/env_steps_per_second"] = done / self.seconds[self.phase]
         self.log(logged)
-        self.bar.set_postfix(
-            {key: f"{value:.3g}" for key, value in values.items() if "loss" in key}
-        )
+        losses = {name: f"{value:.3g}" for name, value in values.items() if "loss" in name}
+        self.bar.set_postfix(losses)
 
-    def evaluate(
-        self, act, env: gym.Env, prefix: str = "eval", policy: str = "actor"
-    ) -> dict[str, float]:
+    def evaluate(self, act, env: gym.Env, prefix="eval", policy="actor") -> dict[str, float]:
         """--eval-episodes deterministic episodes: a row each in eval.csv, means as `prefix`/..."""
         self.lap()
         device, stream = self.buffer.rows.device, 2 if self.step > 0 else 1
@@ -1084,9 +1079,8 @@ class Run:
         summary |= {"seconds_offline": offline, "seconds_online": online}
         summary["seconds_total"] = offline + online
         write_json(self.dir / "summary.json", summary)
-        for name, value in summary.items():
-            if value is not None:
-                print(f"{name:21} {value:.6g}")
+        known = {name: value for name, value in summary.items() if value is not None}
+        print("\n".join(f"{name:21} {value:.6g}" for name, value in known.items()))
         self.tensorboard.close()
         self.lock.release()
 
@@ -1094,11 +1088,9 @@ class Run:
 def git_commit() -> str | None:
     """The commit of the repository that the script lies in, if there are one and git."""
     command = ["git", "-C", str(SCRIPT.resolve().parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
+    if shutil.which("git") is None:
         return None
-    return done.stdout.strip() or None
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
 def set_up(args: Args) -> torch.device:

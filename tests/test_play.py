@@ -231,7 +231,7 @@ CHECKPOINTS = {
     "an argument of another type": (changed_args(num_critics="2"), "--num-critics"),
     "another size": (changed("obs_dim", 10**12), "of another environment"),
     "another data set": (changed("dataset_id", "../elsewhere"), "no Minari id"),
-    "no networks": (changed("agent", {}), "does not fit"),
+    "no networks": (changed("agent", {}), "agent"),
     "NaN": (not_a_number, "actor.log_std"),
 }
 
@@ -244,6 +244,13 @@ def test_bad_checkpoints(name, trained, capsys):
     torch.save(state, "bad.pt")
     Path("evil.py").write_text("raise RuntimeError('imported')")
     assert words in refused(capsys, "bad.pt")
+
+
+def test_bad_gate(trained, capsys):
+    state = iql.load_checkpoint(str(trained("jsrl_finetune") / "latest.pt"))
+    state["agent"]["_extra_state"].update(guide=[[1.0]], stage=1)  # no lengths in it
+    torch.save(state, "bad.pt")
+    assert "gate" in refused(capsys, "bad.pt")
 
 
 def test_module_of_a_checkpoint_is_not_imported(trained, capsys):

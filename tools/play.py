@@ -107,7 +107,10 @@ def deployed(script, agent, state: dict, env: gym.Env):
     if switched and getattr(agent.args, "baseline", None) == "pex":
         return agent.act_composite, "the composite of offline and new policy"
     if switched and hasattr(script, "mixture"):
-        horizons = agent.gate.horizons()
+        try:
+            horizons = agent.gate.horizons()
+        except (TypeError, ValueError) as error:
+            iql.fail(f"the checkpoint's gate is damaged: {error}")
         return script.mixture(agent, env, horizons), f"guide and learner, guide steps {horizons}"
     return agent.act, "the policy"
 

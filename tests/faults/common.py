@@ -192,9 +192,10 @@ def child(name: str, *flags, memory=None, file_size=None, seconds=30) -> int:
         status = stop.code
     except BaseException:
         traceback.print_exc()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    os._exit(status)
+    finally:  # whatever happens, a child never goes on with the tests
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(status)
 
 
 def wait_for(condition, seconds: float = 60) -> None:

@@ -44,12 +44,13 @@ def canary(tmp_path, monkeypatch):
     assert not (tmp_path / "PWNED").exists()
 
 
-def train(dataset_id=DATASET):
-    run("--dataset-id", dataset_id, *TINY, "--run-name", "victim")
+def train(dataset_id=DATASET, env_module=None):
+    module = [] if env_module is None else ["--env-module", env_module]
+    run("--dataset-id", dataset_id, *TINY, "--online-steps", 0, "--run-name", "victim", *module)
 
 
-def look(dataset_id=DATASET):
-    check_data.main(check_data.Args(dataset_id=dataset_id, replay_episodes=1))
+def look(dataset_id=DATASET, env_module=None):
+    check_data.main(check_data.Args(dataset_id, replay_episodes=1, env_module=env_module))
 
 
 READERS = pytest.mark.parametrize("read", [train, look])
@@ -154,6 +155,28 @@ def test_a_module_is_imported_only_if_the_user_names_it(capsys, tmp_path):
     assert not Path("PWNED").exists()
     run("--resume", latest, "--env-module", "canary")
     Path("PWNED").unlink()  # the canary can sing
+
+
+OWN_TASK = """
+import gymnasium as gym
+from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
+
+gym.register("Own-v0", {entry_point}, max_episode_steps=20)
+"""
+
+
+@READERS
+@pytest.mark.parametrize("entry_point", ["InvertedPendulumEnv", "'own_tasks:InvertedPendulumEnv'"])
+def test_a_module_of_the_users_own(tmp_path, monkeypatch, read, entry_point):
+    """It may register a class or the name of a class."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own_tasks.py").write_text(OWN_TASK.format(entry_point=entry_point))
+    describe(data(), env_spec=spec({"id": "Own-v0", "entry_point": "canary:touch"}))
+    try:
+        read(env_module="own_tasks")
+    finally:
+        gym.registry.pop("Own-v0", None)
+        sys.modules.pop("own_tasks", None)
 
 
 class Evil:

@@ -278,14 +278,10 @@ def time_loading(transitions: int) -> None:
 
 def main(args: Args) -> None:
     iql.SCRIPT = Path(__file__)  # error messages start with its name
-    iql.check(
-        min(args.threads, args.blocks, args.updates_per_block) > 0,
-        "threads, blocks and updates must be at least 1",
-    )
-    iql.check(
-        args.load == 0 or args.load >= 5000,
-        "--load needs at least 5000 transitions: one in each episode",
-    )
+    if min(args.threads, args.blocks, args.updates_per_block) < 1:
+        iql.fail("threads, blocks and updates must be at least 1")
+    if args.load != 0 and args.load < 5000:
+        iql.fail("--load needs at least 5000 transitions: one in each episode")
     if args.load:
         time_loading(args.load)
         return

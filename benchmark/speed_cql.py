@@ -229,10 +229,8 @@ def race(args: Args, contestants: dict[str, tuple[str, object]], unit: str) -> N
 
 def main(args: Args) -> None:
     cal_ql.SCRIPT = Path(__file__)  # error messages start with its name
-    cal_ql.check(
-        min(args.threads, args.blocks, args.updates_per_block) > 0,
-        "threads, blocks, updates must be at least 1",
-    )
+    if min(args.threads, args.blocks, args.updates_per_block) < 1:
+        cal_ql.fail("threads, blocks, updates must be at least 1")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     print(

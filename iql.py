@@ -17,7 +17,7 @@ Parent: none, this is the root of its family. Measured: docs/iql.md, with comman
 
 Deviations from the authors' code (github.com/ikostrikov/implicit_q_learning):
  1. All losses see the networks as before the step: one Adam step for all. Theirs use the new V.
- 2. Online rewards get the scale of the offline ones; theirs are unscaled on locomotion.
+ 2. Online rewards get the scale of the offline ones; theirs are unscaled on locomotion (ant: both).
  3. The last transition of a timed-out episode is kept, and a time limit never cuts the bootstrap.
  4. --normalize-returns takes recorded episodes; theirs looks for jumps between observations.
  5. Goal tasks: observations hold the goal; episodes end at the first success, in data and task.

@@ -20,8 +20,8 @@ losses are IQL's; for a transition (s, a, r, s', d), d = 1 at a true end, and ta
 What changes at the switch: the policy is joined by the search above while it collects data; all
 else is as in iql.py.
 
---exploration gives the paper's comparators: noise (one perturbation, no choice) and plain (the
-policy's own sample). Evaluated is the policy alone, which the paper trains; what the search
+--exploration gives comparators: noise (the paper's: one perturbation, no choice) and plain (ours:
+the policy's own sample). Evaluated is the policy alone, which the paper trains; what the search
 achieves is online/episode_return.
 
 Parent: iql.py; `diff iql.py o3f.py` is the method. Measured: docs/o3f.md, with commands, seeds and

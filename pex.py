@@ -38,7 +38,9 @@ Deviations from the authors' code (github.com/Haichao-Zhang/PEX):
  4. Evaluation is greedy: both policies' modes, the better one. Theirs draws in a tenth of cases.
  5. The settings for Adroit, kitchen and pointmaze are ours (IQL's); the paper has antmaze and
     locomotion.
- 6. All that iql.py lists under its deviations holds here too.
+ 6. The new policy starts as in iql.py (orthogonal, gain sqrt(2)), theirs with Xavier weights; online
+    rows are drawn with replacement, theirs without.
+ 7. All that iql.py lists under its deviations holds here too.
 
     python pex.py                                              # bundled hopper data
     python pex.py --offline-checkpoint runs/NAME/offline.pt    # from a run of iql.py or pex.py

@@ -29,10 +29,11 @@ seeds and curves.
 
 Deviations from the authors' code (github.com/zhouzypaul/wsrl):
  1. A step of Adam touches the networks of its loss only; theirs moves the others on their momentum,
-    with zero gradients.
+    with zero gradients (so per step their policy moves 2.2 times as far).
  2. Networks, multiplier, temperature and log-densities are those of cal_ql.py: the official
-    Cal-QL's form of them (theirs have a softplus multiplier without w, an entropy estimate in the
-    next states, a policy with constant std on antmaze).
+    Cal-QL's form of them. Theirs: a softplus multiplier without w and a softplus temperature, an
+    entropy estimate in the next states, a constant std on antmaze, other initial weights, and one
+    last layer that all critics share.
  3. Budgets of locomotion and pointmaze: what a CPU can afford. How often is evaluated: ours.
  4. --retain-offline-ratio holds in every minibatch; theirs puts all offline rows into some of them.
  5. Deviations 3, 5, 6 and 7 of cal_ql.py; and, from 2 and 4, the shared draws, Adroit's rewards,

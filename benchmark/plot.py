@@ -11,9 +11,8 @@ and the arguments in which it differs from others of that name. Scores where the
 returns, else returns. Drawn is the policy that a user would deploy ("actor"); `--policy learner`
 draws the learner alone after the switch, where a script has both.
 
-The table uses the definitions of summary.json: worst drop, the largest fall of the score below the
-score at the switch; regret, the mean of 1 - score / 100, clipped to [0, 1], over the evaluations
-after the switch.
+The table: worst drop, the largest fall of the score below the score at the switch; regret, the mean
+of 1 - score / 100, clipped to [0, 1], over the evaluations after the switch.
 """
 
 import contextlib

@@ -646,26 +646,20 @@ def flatten(space: gym.Space, x) -> np.ndarray:
     return np.array(x, np.float32).reshape(*leading, -1)
 
 
-def refuse_link(name: str, link) -> None:
-    """For h5py's visititems_links: a name in a file must not lead out of it."""
-    if not isinstance(link, h5py.HardLink):
-        fail(f"{name} in the data set is a link, which is not followed")
-
-
-def refuse_foreign_data(name: str, item: h5py.Group | h5py.Dataset) -> None:
-    """For h5py's visititems: the values must lie in the file itself."""
-    if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
-        fail(f"{name} in the data set lies in other files, which are not read")
-
-
 def check_files(folder: Path) -> None:
     """Refuse a data set that leads elsewhere (to code, to other files) or counts wrongly."""
     metadata = json.loads((folder / "metadata.json").read_text())
     if not {"observation_space", "action_space"} <= metadata.keys():  # Minari would build the task
         fail(f"{folder} does not tell its observation and action space")
     with h5py.File(folder / "main_data.hdf5", "r") as file:
-        file.visititems_links(refuse_link)
-        file.visititems(refuse_foreign_data)
+        links, items = [], []  # h5py's visitors cannot raise
+        file.visititems_links(lambda name, link: links.append((name, link)))
+        file.visititems(lambda name, item: items.append((name, item)))
+        outside = [name for name, link in links if not isinstance(link, h5py.HardLink)]
+        arrays = [(name, item) for name, item in items if isinstance(item, h5py.Dataset)]
+        outside += [name for name, array in arrays if array.external or array.is_virtual]
+        if outside:
+            fail(f"{folder}: {outside[0]} leads out of the file, which is not followed")
         steps = sum(len(episode["rewards"]) for episode in file.values())
         counted = {"total_episodes": len(file), "total_steps": steps}
     for name, count in counted.items():
@@ -805,7 +799,9 @@ def task_of(metadata: dict, success_ends_episode: bool) -> EnvSpec:
         if walls[0] != [row[::-1] for row in walls[1]]:
             fail("the evaluation maze has other walls than the data's")
         task.kwargs["maze_map"] = [row[::-1] for row in task.kwargs["maze_map"]]
-    constructor = gym.envs.registration.load_env_creator(task.entry_point)
+    constructor = task.entry_point
+    if isinstance(constructor, str):
+        constructor = gym.envs.registration.load_env_creator(constructor)
     if success_ends_episode and "continuing_task" in inspect.signature(constructor).parameters:
         task.kwargs["continuing_task"] = False
     return task
@@ -835,9 +831,10 @@ def references_of(dataset_id: str, metadata: dict) -> tuple[float, float] | None
     if low is None and high is None:
         print("score: none")
         return None
-    numbers = all(isinstance(score, (int, float)) and math.isfinite(score) for score in (low, high))
-    if not numbers or low >= high:
-        fail(f"ref_min_score {low!r} and ref_max_score {high!r} must be numbers, the first smaller")
+    if any(type(score) not in (int, float) or not abs(score) < 1e300 for score in (low, high)):
+        fail(f"ref_min_score {low!r} and ref_max_score {high!r} must be two finite numbers")
+    if low >= high:
+        fail(f"ref_min_score {low!r} must be less than ref_max_score {high!r}")
     print(f"score: 0 = return {low:g}, 100 = return {high:g}; {source}")
     return float(low), float(high)
 
@@ -849,9 +846,12 @@ def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, t
         metadata, box = dataset.storage.metadata, dataset.action_space
         if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not box.is_bounded():
             fail(f"actions must be vectors in a bounded Box, not {box}")
-        columns, ends = read_episodes(dataset, args.success_ends_episode)
+        with np.errstate(all="ignore"):  # what is not finite then is refused below
+            columns, ends = read_episodes(dataset, args.success_ends_episode)
         task = task_of(metadata, args.success_ends_episode)
         env = make_env(task)
+        env.reset(seed=0)
+        env.step(np.zeros(box.shape, np.float32))  # some arguments fail only now
     except Exception as error:  # a damaged file fails in h5py, JSON or Minari, in many ways
         fail(f"cannot read the data set {args.dataset_id}: {type(error).__name__}: {error}")
     for name, column in columns.items():
@@ -963,9 +963,9 @@ class Run:
         self.asked, self.writing = 0, True  # a signal from now on waits for the first latest.pt
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.interrupt)
+        self.files, self.is_new_directory = {}, False
         if args.resume is None and args.offline_checkpoint is not None:
             self.load_offline(args.offline_checkpoint)
-        self.is_new_directory = False
         try:
             self.open_directory()
             if args.resume is not None:
@@ -1103,13 +1103,13 @@ class Run:
 
     def end_offline(self) -> None:
         """Write offline.pt; from here on a step is an environment step."""
-        self.phase, self.step = "online", 0
-        self.snapshot = self.state()
         state = self.identity | {"args": vars(self.args)} | self.networks()
         for name in list(state["agent"]):
             if name.startswith(ONLINE_ONLY):
                 del state["agent"][name]
         write(self.dir / "offline.pt", lambda file: torch.save(state, file))
+        self.phase, self.step = "online", 0
+        self.snapshot = self.state()
         self.write_latest(self.snapshot)
 
     def checkpoint(self) -> None:
@@ -1184,8 +1184,13 @@ class Run:
         for key in (*same, "normalize_returns", "success_ends_episode", "layer_norm", "data"):
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
-        own = self.networks()
-        for name in list(own["agent"]):
+        own = self.state()
+        expected = {*self.identity, "args", "agent", "optimizer"}
+        if "phase" in state:
+            expected = own.keys() | {"online"}
+        if state.keys() != expected:
+            fail(f"{path} has missing or superfluous entries: {sorted(state.keys() ^ expected)}")
+        for name in own["agent"]:
             if name.startswith(ONLINE_ONLY):
                 state["agent"][name] = own["agent"][name]
         self.load_networks(state, own, path)
@@ -1204,11 +1209,15 @@ class Run:
             fail(f"the data set {self.args.dataset_id} is not the one that {path} was trained on")
         if state["code"] != own["code"]:
             print(f"note: {SCRIPT.name} has changed since {path} was written")
+        for name in self.identity.keys() - {"data", "code"}:
+            if state[name] != own[name]:
+                fail(f"{path} does not fit: its {name} is {state[name]}, not {own[name]}")
         self.load_networks(state, own, path)
         size, step, width = state["online_size"], state["step"], self.buffer.rows.shape[1]
         ranges = {"offline": (-self.args.offline_steps, 0), "online": (0, self.args.online_steps)}
         first, last = ranges.get(state["phase"], (1, 0))
-        if not first <= step <= last or not 0 <= size <= last - first or state["episode"] < 0:
+        done = max(step, 0)
+        if not first <= step <= last or size != done or not 0 <= state["episode"] <= done:
             fail(f"{path}: this run has no {state['phase']} step {step} with {size} transitions")
         if not torch.is_tensor(online) or online.dim() == 0 or len(online) < size:
             fail(f"{path} does not hold its {size} online transitions")
@@ -1355,7 +1364,8 @@ def parse_args(argv: list[str]) -> Args:
     if folder.exists():
         fail(f"{folder} exists: choose another --run-name, or --resume {folder / 'latest.pt'}")
     print(SCRIPT.name, *(f"{name}={value}" for name, value in vars(args).items()))
-    print(f"settings of {family}:", *(f"{name}={value}" for name, value in settings.items()))
+    family_settings = [f"{name}={value}" for name, value in settings.items()]
+    print(f"settings of {family}:", *(family_settings or ["none"]))
     return args
 
 

@@ -40,7 +40,7 @@ def draw(u: float, data_u: np.ndarray) -> None:
     """Value loss and weight over u, with our transition, and how often each u is in the data."""
     fig, (loss, weight, count) = plt.subplots(3, figsize=(6, 7), sharex=True, layout="constrained")
     x = np.linspace(-2, 2, 401)
-    for style, e, beta in zip(("C0--", "C1-", "C2:"), (0.5, 0.7, 0.9), (1, 3, 10)):
+    for style, e, beta in zip(("C0--", "C1-", "C3:"), (0.5, 0.7, 0.9), (1, 3, 10)):
         loss.plot(x, np.where(x > 0, e, 1 - e) * x**2, style, lw=2, label=f"expectile {e}")
         weight.plot(x, np.exp(beta * x).clip(max=100), style, lw=2, label=f"beta {beta}")
     count.hist(data_u, bins=80, range=(-2, 2), color="0.6")
@@ -49,7 +49,7 @@ def draw(u: float, data_u: np.ndarray) -> None:
     count.set(ylabel="rows of the data", xlabel="u = Qt(s, a) - V(s)")
     for axes in (loss, weight, count):
         axes.axvline(u, color="black", lw=1, label="our transition")
-        axes.legend(loc="upper left")
+        axes.legend()
     fig.savefig(DOCS / "reading_iql.png", dpi=80)
 
 
@@ -80,8 +80,7 @@ def main(path: str) -> None:
     data_q = agent.critic_target(sample["obs"], sample["actions"]).amin(0)
     data_u = (data_q - agent.value(sample["obs"]).squeeze(-1)).detach().numpy()
     draw(agent.loss(one)[1]["advantage"].item(), data_u)
-    weights = np.exp(args.beta * data_u)
-    show(positive=(data_u > 0).mean(), clipped=(weights > 100).mean(), below_1=(weights < 1).mean())
+    show(positive=(data_u > 0).mean(), clipped=(np.exp(args.beta * data_u) > 100).mean())
     print("after the update:")
     agent.update({name: torch.cat([one[name], rest[name]]) for name in one})
     show_one(agent, one)

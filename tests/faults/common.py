@@ -185,14 +185,15 @@ def child(name: str, *flags, memory=None, file_size=None, seconds=30) -> int:
         sys.stdout, sys.stderr = logs
         for number, log in enumerate(logs, 1):
             os.dup2(log.fileno(), number)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        module = importlib.import_module(name)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, module.stop_at_once)
         signal.alarm(seconds)
         if memory:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         if file_size:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-        importlib.import_module(name).cli([str(flag) for flag in flags])
+        module.cli([str(flag) for flag in flags])
         status = 0
     except SystemExit as stop:
         status = stop.code

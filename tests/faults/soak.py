@@ -14,6 +14,7 @@ benchmark/results/soak.csv. Exit status: 0 nothing was lost, 1 something was.
 """
 
 import argparse
+import contextlib
 import csv
 import functools
 import importlib
@@ -33,11 +34,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from common import SCRIPTS, flags_of, load, program
-from conftest import ROOT, pendulum
+from conftest import ROOT, pendulum, run
+from tqdm import tqdm
 
 RESULTS = ROOT / "benchmark/results/soak.csv"
 COLUMNS = ["script", "fault", "trials", "lost", "bytes_different", "slowest_answer"]
 COLUMNS += ["anew", "offline", "online", "done"]  # what the restarts began with
+MOMENTS = ["at a random time", "at a random line", "in a write"]
 STOPS = 5  # in a life
 PATIENCE = 60.0  # seconds: a run takes one
 
@@ -192,22 +195,20 @@ def tensors(state, name: str = "") -> dict[str, bytes]:
     return {name: repr(state).encode()}
 
 
-def compare(folder: Path, reference: Path) -> int:
-    """Bytes that differ between two finished runs; a file that is missing counts as one."""
-    bad = 0
+def compare(folder: Path, reference: Path) -> dict[str, int]:
+    """Bytes that differ between two finished runs; an entry or a file that is missing is one."""
+    bad = {}
     for log in ("eval.csv", "metrics.csv"):
-        bad += different((folder / log).read_bytes(), (reference / log).read_bytes())
-    for checkpoint in ("latest.pt", "offline.pt"):
-        if not (folder / checkpoint).exists():
-            bad += 1
-            continue
+        bad[log] = different((folder / log).read_bytes(), (reference / log).read_bytes())
+    names = [{path.name for path in run.iterdir()} for run in (folder, reference)]
+    bad |= {name: int("tfevents" not in name) for name in names[0] ^ names[1]}
+    for checkpoint in {"latest.pt", "offline.pt"} & names[0]:
         states = [load(run / checkpoint) for run in (folder, reference)]
         one, other = ({key: state[key] for key in ("agent", "optimizer")} for state in states)
         one, other = tensors(one), tensors(other)
-        bad += len(one.keys() ^ other.keys())
-        bad += sum(different(one[key], other[key]) for key in one.keys() & other.keys())
-    names = [{path.name for path in run.iterdir()} for run in (folder, reference)]
-    return bad + sum("tfevents" not in name for name in names[0] ^ names[1])
+        bad[checkpoint] = len(one.keys() ^ other.keys())
+        bad[checkpoint] += sum(different(one[key], other[key]) for key in one.keys() & other.keys())
+    return {name: count for name, count in bad.items() if count}
 
 
 # ---- lives
@@ -248,9 +249,9 @@ def end(reference: Reference, folder: Path, row: Row) -> None:
             row.lose(f"exit status {status}: {Path('log').read_text().strip()}")
             return
     bad = compare(folder, reference.folder)
-    row["bytes_different"] += bad
+    row["bytes_different"] += sum(bad.values())
     if bad:
-        row.lose(f"{bad} bytes differ")
+        row.lose(f"differences in {bad}")
     else:
         shutil.rmtree(folder)
 
@@ -281,6 +282,7 @@ def said(status: int, number: int) -> str | None:
 def live(rng: random.Random, reference: Reference, number: int, row: Row, life: int) -> None:
     """Start, stop, restart, stop, ..., and compare."""
     folder = Path("runs", f"{reference.name}-{life}")
+    shutil.rmtree(folder, ignore_errors=True)
     for _ in range(STOPS):
         if folder.exists() and (folder / "latest.pt").exists() and is_finished(folder):
             break
@@ -307,7 +309,7 @@ def lives(reference: Reference, seed: int, number: int, fault: str, stops: int) 
     name = f"{signal.Signals(number).name} {fault}"
     row, life = Row(reference.name, name), 0
     rng = random.Random(f"{seed} {reference.name} {name}")
-    while row["trials"] < stops and life < stops:
+    while row["trials"] < stops and life < 2 * stops:
         life += 1
         live(rng, reference, number, row, life)
     row["slowest_answer"] = round(row["slowest_answer"], 2)
@@ -380,46 +382,53 @@ def full_disk(reference: Reference, seed: int, trials: int) -> Row:
     return row
 
 
+def warm_up(name: str) -> None:
+    """A first run here, so that no fork has to load what is loaded late."""
+    module = importlib.import_module(name)
+    module.LOG_EVERY = 10
+    with contextlib.redirect_stdout(io.StringIO()):
+        run(*flags_of(name, "--run-name", f"{name}-warm"), script=module)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def soak(name: str, kills: int, seed: int) -> list[Row]:
     """All faults of one script."""
+    warm_up(name)
     reference = Reference(name)
-    rows = [
-        lives(reference, seed, signal.SIGKILL, "at a random time", kills // 2),
-        lives(reference, seed, signal.SIGKILL, "at a random line", kills // 2),
-        lives(reference, seed, signal.SIGKILL, "in a write", kills // 2),
-        imports(reference, seed, signal.SIGKILL, 2),
-    ]
-    for number in (signal.SIGTERM, signal.SIGINT):
-        rows.append(lives(reference, seed, number, "at a random time", kills // 4))
-        rows.append(lives(reference, seed, number, "at a random line", kills // 4))
-        rows.append(lives(reference, seed, number, "in a write", kills // 4))
+    rows = []
+    for number, stops in (
+        (signal.SIGKILL, kills),
+        (signal.SIGTERM, kills // 2),
+        (signal.SIGINT, kills // 2),
+    ):
+        rows += [lives(reference, seed, number, fault, stops // 3) for fault in MOMENTS]
         rows.append(imports(reference, seed, number, 2))
-    rows.append(two_writers(reference, seed, max(2, kills // 8)))
-    rows.append(full_disk(reference, seed, max(2, kills // 8)))
+    rows.append(two_writers(reference, seed, 4))
+    rows.append(full_disk(reference, seed, 4))
+    for row in rows:
+        print(",".join(str(value) for value in row.values()), flush=True)
     return rows
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=40, help="about so many SIGKILLs per script")
+    parser.add_argument("--kills", type=int, default=36, help="SIGKILLs per script, at least")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--scripts", nargs="*", default=SCRIPTS, choices=SCRIPTS)
     parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file to write")
     args = parser.parse_args()
     out = args.out.absolute()
     torch.set_num_threads(1)
+    print(",".join(COLUMNS))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["MINARI_DATASETS_PATH"] = str(Path(folder, "minari"))
         pendulum()
-        for name in args.scripts:
-            importlib.import_module(name).LOG_EVERY = 10
+        tqdm.monitor_interval = 0  # no thread in the process that forks
         for name in args.scripts:
             rows += soak(name, args.kills, args.seed)
-            for row in rows[-len(rows) :]:
-                if row["script"] == f"{name}.py":
-                    print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         os.chdir(ROOT)
     with open(out, "w", newline="") as file:
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -41,8 +41,10 @@ from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 
 class Slow(InvertedPendulumEnv):
     def step(self, action):
-        pathlib.Path("in_step").touch()
-        time.sleep(60)
+        if pathlib.Path("runs/slow/latest.pt").exists():
+            pathlib.Path("in_step").touch()
+            time.sleep(60)
+        return super().step(action)
 
 
 gym.register("Slow-v0", "my_tasks:Slow", max_episode_steps=10)

@@ -23,13 +23,13 @@ import iql
 
 SOAK = os.environ.get("SOAK") == "1"
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-MANY = settings(
-    deadline=None,
-    derandomize=not SOAK,
-    database=None,
-    max_examples=3000 if SOAK else 120,
-    suppress_health_check=CHECKS,
-)
+
+
+def examples(number: int):
+    """So many examples, or with SOAK=1 so many more."""
+    number = 50 * number if SOAK else number
+    plain = {"deadline": None, "database": None, "derandomize": not SOAK}
+    return settings(max_examples=number, suppress_health_check=CHECKS, **plain)
 
 
 def outcome(function):
@@ -193,7 +193,7 @@ def assert_right(folder: Path, read) -> None:
     assert 0 < task.max_episode_steps <= 10_000
 
 
-@MANY
+@examples(120)
 @given(changes=st.lists(entries | columns | groups, min_size=1, max_size=2))
 def test_data_sets(changes):
     shutil.rmtree(os.environ["MINARI_DATASETS_PATH"], ignore_errors=True)
@@ -217,7 +217,7 @@ def test_data_sets(changes):
     assert not Path("runs").exists()
 
 
-@MANY
+@examples(20)
 @given(cut=st.integers(0, 10**6))
 def test_files_that_are_cut_off(cut):
     shutil.rmtree(os.environ["MINARI_DATASETS_PATH"], ignore_errors=True)
@@ -367,14 +367,14 @@ def assert_refused(draw, name: str, flags, monkeypatch) -> None:
         assert [path.name for path in Path("runs").iterdir()] == ["stopped"]
 
 
-@MANY
+@examples(60)
 @given(draw=st.data())
 def test_checkpoints_to_resume(monkeypatch, draw):
     flags = ["--resume", "runs/stopped/latest.pt"]
     assert_refused(draw, "latest.pt", flags, monkeypatch)
 
 
-@MANY
+@examples(50)
 @given(draw=st.data())
 def test_checkpoints_to_begin_with(monkeypatch, draw):
     flags = [*DATA, *TINY, "--run-name", "tuned", "--offline-checkpoint", "runs/stopped/offline.pt"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from common import (
     DATA,
+    DATASET,
     SCRIPTS,
     arrays,
     data,
@@ -24,7 +25,7 @@ from common import (
     stopped,
     stops,
 )
-from conftest import ROOT, TINY, refused, run
+from conftest import ROOT, TINY, pendulum, refused, run
 
 import iql
 
@@ -66,16 +67,38 @@ def tune(path) -> list:
 
 
 def another_reward():
-    with arrays(Path(os.environ["MINARI_DATASETS_PATH"], DATA[1], "data")) as file:
+    with arrays(Path(os.environ["MINARI_DATASETS_PATH"], DATASET, "data")) as file:
         rewards = np.asarray(file["episode_0/rewards"])
         rewards[0] += 1e-3
         replace(file["episode_0"], "rewards", rewards)
 
 
-def test_other_data_under_the_same_id(capsys, latest, offline):
-    another_reward()
+def fewer_episodes():
+    shutil.rmtree(Path(os.environ["MINARI_DATASETS_PATH"], DATASET))
+    pendulum(DATASET, episodes=4)
+
+
+@pytest.mark.parametrize("change", [another_reward, fewer_episodes])
+def test_other_data_under_the_same_id(capsys, latest, offline, change):
+    change()
     assert "data" in refused(capsys, "--resume", latest)
     assert "data" in refused(capsys, *tune(offline))
+
+
+@pytest.mark.parametrize("what", ["data", "log", "networks", "flag"])
+def test_a_refused_resume_changes_nothing(capsys, latest, what):
+    folder, flags = latest.parent, []
+    if what == "data":
+        fewer_episodes()
+    elif what == "log":
+        (folder / "eval.csv").write_text("step\n")
+    elif what == "networks":
+        edit(latest, lambda state: state["agent"].popitem())
+    else:
+        flags = ["--gamma", "0.5"]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    refused(capsys, "--resume", latest, *flags)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_changed_script_is_said(capsys, monkeypatch, tmp_path, latest):
@@ -299,7 +322,8 @@ def test_each_network_is_needed(capsys, name):
     interrupt(name, 70, *flags_of(name, "--run-name", "stopped"))
     latest = Path("runs/stopped/latest.pt")
     whole = latest.read_bytes()
-    for key in load(latest)["agent"]:
+    names = list(load(latest)["agent"])
+    for key in {*names[::6], names[-1]}:
         spoil(latest, "agent", key)
         line = stops(capsys, start, name, "--resume", latest)
         assert line.startswith(f"{name}.py: "), line
@@ -341,11 +365,12 @@ def test_latest_taken_at_the_switch(monkeypatch):
 def test_an_extended_run_is_the_longer_run(monkeypatch, name):
     data()
     monkeypatch.setattr(importlib.import_module(name), "LOG_EVERY", 10)
-    start(name, *flags_of(name, "--run-name", "extended"))
-    start(name, "--resume", "runs/extended/latest.pt", "--online-steps", 150)
-    start(name, *flags_of(name, "--run-name", "longer", "--online-steps", 150))
+    flags = flags_of(name, "--offline-steps", 20, "--run-name")
+    start(name, *flags, "extended", "--online-steps", 30)
+    start(name, "--resume", "runs/extended/latest.pt", "--online-steps", 60)
+    start(name, *flags, "longer", "--online-steps", 60)
     assert_same_run(Path("runs/extended"), Path("runs/longer"))
-    assert read_json(Path("runs/extended/config.json"))["online_steps"] == 150
+    assert read_json(Path("runs/extended/config.json"))["online_steps"] == 60
     keys = ("final_score", "final_return")
     one, other = (read_json(Path("runs", run, "summary.json")) for run in ("extended", "longer"))
     assert [one[key] for key in keys] == [other[key] for key in keys]
@@ -353,11 +378,12 @@ def test_an_extended_run_is_the_longer_run(monkeypatch, name):
 
 def test_an_extension_can_be_interrupted_and_extended_again():
     data()
-    extended = run(*flags_of("iql", "--run-name", "extended"))
-    interrupt("iql", 30, "--resume", extended / "latest.pt", "--online-steps", 150)
+    flags = flags_of("iql", "--offline-steps", 20, "--run-name")
+    extended = run(*flags, "extended", "--online-steps", 30)
+    interrupt("iql", 20, "--resume", extended / "latest.pt", "--online-steps", 60)
     run("--resume", extended / "latest.pt")
-    run("--resume", extended / "latest.pt", "--online-steps", 180)
-    longer = run(*flags_of("iql", "--run-name", "longer", "--online-steps", 180))
+    run("--resume", extended / "latest.pt", "--online-steps", 90)
+    longer = run(*flags, "longer", "--online-steps", 90)
     assert_same_run(extended, longer)
 
 

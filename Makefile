@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV = .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 
 # The stamp is newer than requirements.txt once everything in it is installed.
 $(VENV)/installed: requirements.txt
@@ -18,8 +18,14 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(RUN) -m pytest -q
 
+# Kill runs of every script at random moments, and compare what comes out: benchmark/results/soak.csv.
+soak: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(RUN) tests/faults/soak.py
+
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check --quiet .
+	$(VENV)/bin/ruff check --select E501 *.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs .hypothesis

@@ -160,6 +160,9 @@ def test_the_diff_counts_every_line_of_code():
 def test_every_script_has_its_page_and_its_rows():
     for path in SCRIPTS:
         keys = importlib.import_module(path.stem).KEYS
+        assert (ROOT / "docs" / f"{path.stem}.md").exists(), (
+            f"{path.name} needs docs/{path.stem}.md"
+        )
         page = (ROOT / "docs" / f"{path.stem}.md").read_text()
         documented = set(re.findall(r"`((?:offline|online|eval|eval_learner|time)/[a-z_]+)`", page))
         assert documented == {*keys, "time/updates_per_second", "time/env_steps_per_second"}, (

@@ -13,6 +13,8 @@ from conftest import TASK, TINY, refused, run
 
 import iql
 
+SHORT = [*DATA, *TINY, "--offline-steps", "0", "--online-steps", "0"]
+
 
 @pytest.fixture
 def folder():
@@ -39,7 +41,7 @@ def train(capsys) -> str:
 def test_the_data_set_that_is_spoiled_below_is_good(folder):
     space = json.loads(read_json(folder / "metadata.json")["action_space"])
     assert space == BOX
-    run(*DATA, *TINY, "--run-name", "victim")
+    run(*SHORT, "--run-name", "victim")
 
 
 # ---- metadata
@@ -59,9 +61,9 @@ def test_references(capsys, folder, low, high):
 
 def test_no_references(capsys, folder):
     describe(folder, ref_min_score=None, ref_max_score=None)
-    run(*DATA, *TINY, "--run-name", "one")
+    run(*SHORT, "--run-name", "one")
     describe(folder, ref_min_score=..., ref_max_score=...)
-    run(*DATA, *TINY, "--run-name", "two")
+    run(*SHORT, "--run-name", "two")
     assert capsys.readouterr().out.count("score: none") == 2
 
 
@@ -168,7 +170,7 @@ def run_or_refused(capsys) -> None:
     capsys.readouterr()
     shutil.rmtree("runs", ignore_errors=True)
     try:
-        run(*DATA, *TINY, "--online-steps", 0, "--offline-steps", 0, "--run-name", "victim")
+        run(*SHORT, "--run-name", "victim")
     except SystemExit as stop:
         assert stop.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
@@ -289,7 +291,7 @@ def test_episodes(capsys, folder, what):
 def test_actions_a_little_outside_are_said(capsys, folder):
     with arrays(folder) as file:
         spoil(file, "actions", row(3.3)(old(file, "actions")))
-    run(*DATA, *TINY, "--run-name", "victim")
+    run(*SHORT, "--run-name", "victim")
     assert "note: actions outside" in capsys.readouterr().out
 
 
@@ -339,4 +341,4 @@ def test_a_malformed_neighbour_of_an_unknown_id(capsys, folder, content, name):
 
 def test_a_malformed_neighbour_of_a_known_id(folder):
     Path(folder.parents[3], "x!", "data").mkdir(parents=True)
-    run(*DATA, *TINY, "--run-name", "victim")
+    run(*SHORT, "--run-name", "victim")

@@ -594,7 +594,8 @@ REFERENCE_SCORES = {
 
 def fail(message: str, status: int = 2) -> typing.NoReturn:
     """End the run with one sentence; status 2: bad input, 3: the run diverged."""
-    print(f"{SCRIPT.name}: {' '.join(message.split())}"[:1500], file=sys.stderr)
+    with contextlib.suppress(OSError):  # the disk that stderr goes to may be full, too
+        print(f"{SCRIPT.name}: {' '.join(message.split())}"[:1500], file=sys.stderr, flush=True)
     raise SystemExit(status)
 
 
@@ -975,7 +976,7 @@ class Run:
             write_json(self.dir / "config.json", self.identity | vars(args) | versions | size)
             self.snapshot = self.state()
             self.write_latest(self.snapshot)
-        except SystemExit:  # refused: leave nothing behind
+        except (SystemExit, OSError):  # refused, or the disk is full: leave nothing behind
             if self.is_new_directory:
                 shutil.rmtree(self.dir, ignore_errors=True)
             raise

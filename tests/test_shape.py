@@ -50,7 +50,7 @@ def test_sizes(path):
     text = path.read_text()
     above, _, below = text.partition("\n# ==== below this line")
     assert len(above.splitlines()) <= ABOVE.get(path.name, 560)  # what a reader reads
-    assert len(below.splitlines()) <= 800  # what is the same in every script
+    assert len(below.splitlines()) <= 815  # what is the same in every script
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):

@@ -71,7 +71,7 @@ def stops(capsys, function, *args, status: int = 2) -> str:
     lines = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == status, lines
     assert len(lines) == 1, lines
-    assert not shown(warned)
+    assert not shown(warned), shown(warned)
     return lines[0]
 
 

@@ -362,13 +362,17 @@ def two_writers(reference: Reference, seed: int, trials: int) -> Row:
 
 
 def full_disk(reference: Reference, seed: int, trials: int) -> Row:
-    """No file may grow beyond a random size, which the next process may again."""
+    """No file may grow beyond a random size; in every other trial the run has begun before."""
     row = Row(reference.name, "full disk")
     rng = random.Random(f"{seed} {reference.name} full")
     largest = max(path.stat().st_size for path in reference.folder.iterdir())
     for trial in range(trials):
         folder = Path("runs", f"{reference.name}-full-{trial}")
         size = int(largest ** rng.uniform(0.2, 1.0))
+        line = rng.randint(reference.lines // 4, reference.lines)
+        stop = functools.partial(stop_at_line, number=signal.SIGTERM, line=line)
+        if trial % 2:
+            wait(fork(reference.name, [*reference.flags, folder.name], stop))
 
         def prepare(module, size=size):
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))

@@ -84,6 +84,7 @@ SPACES = {
     "empty box": BOX | {"low": [3.0], "high": [3.0]},
     "box upside down": BOX | {"low": [3.0], "high": [-3.0]},
     "unbounded box": BOX | {"low": [-INF], "high": [INF]},
+    "bound beyond float32": BOX | {"high": [1e39]},
     "nan in the box": BOX | {"low": [NAN]},
     "two actions": BOX | {"shape": [2], "low": [-3.0] * 2, "high": [3.0] * 2},
     "no action": BOX | {"shape": [0], "low": [], "high": []},
@@ -207,7 +208,8 @@ def row(value):
 
     def change(x):
         x = x.copy()
-        x[1] = value
+        with np.errstate(over="ignore"):
+            x[1] = value
         return x
 
     return change

@@ -198,13 +198,21 @@ def test_entries_of_latest(capsys, subtests, no_steps, latest):
 
 
 def test_entries_of_offline(capsys, subtests, no_steps, offline):
-    cases = {"more": (["more"], 1)}
+    cases = {"more": (["more"], 1), "gamma a tensor": (["args", "gamma"], torch.zeros(2))}
     for key, value in load(offline).items():
         cases[f"{key} missing"] = ([key], ...)
         for other in of_another_kind(value):
             cases[f"{key} {other}"] = ([key], other)
     no_steps()
     each(subtests, offline, cases, lambda: refused(capsys, *tune(offline)))
+
+
+@pytest.mark.parametrize("content", [None, 3, "x", [1], {}, {1: 2}, torch.zeros(2)])
+def test_checkpoints_of_something_else(capsys, latest, offline, content):
+    torch.save(content, latest)
+    torch.save(content, offline)
+    assert "latest.pt" in stops(capsys, run, "--resume", latest)
+    assert "offline.pt" in stops(capsys, run, *tune(offline))
 
 
 def test_entries_with_wrong_values(capsys, subtests, no_steps, latest):
@@ -228,6 +236,7 @@ def test_entries_with_wrong_values(capsys, subtests, no_steps, latest):
     cases = {f"{key} {value}": ([key], value) for key in values for value in values[key]}
     old = load(latest)
     cases["online double"] = (["online"], old["online"].double())
+    cases["online sparse"] = (["online"], old["online"].to_sparse())
     cases["online nan"] = (["online"], old["online"] * nan)
     cases["offsets float"] = (["offsets", "eval.csv"], 10.0)
     no_steps()

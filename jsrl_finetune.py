@@ -544,8 +544,7 @@ def main(args: Args) -> None:
         if length == 0:  # an episode begins; its h is fixed
             solved, stage, horizons = False, gate.stage, gate.horizons()
             horizon = horizons[run.seed(3, run.episode) % len(horizons)]
-        guided = length < horizon
-        action = agent.act(torch.from_numpy(obs).to(device), deterministic=False, guided=guided)
+        action = agent.act(torch.from_numpy(obs).to(device), False, guided=length < horizon)
         action = action.cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
         reward = scale * float(reward) + args.reward_bias

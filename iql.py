@@ -627,16 +627,16 @@ def references_of(dataset_id: str, metadata: dict) -> tuple[float, float] | None
 def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, tuple | None]:
     """The data set, checked: columns, episode ends, its task, the returns that score 0 and 100."""
     try:
-        dataset = find_dataset(args.dataset_id)
-        metadata, box = dataset.storage.metadata, dataset.action_space
-        if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not box.is_bounded():
-            fail(f"actions must be vectors in a bounded Box, not {box}")
         with np.errstate(all="ignore"):  # what is not finite then is refused below
+            dataset = find_dataset(args.dataset_id)
+            metadata, box = dataset.storage.metadata, dataset.action_space
+            if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not box.is_bounded():
+                fail(f"actions must be vectors in a bounded Box, not {box}")
             columns, ends = read_episodes(dataset, args.success_ends_episode)
         task = task_of(metadata, args.success_ends_episode)
         env = make_env(task)
         env.reset(seed=0)
-        env.step(np.zeros(box.shape, np.float32))  # some arguments fail only now
+        env.step(np.zeros(env.action_space.shape, np.float32))  # some arguments fail only now
     except Exception as error:  # a damaged file fails in h5py, JSON or Minari, in many ways
         fail(f"cannot read the data set {args.dataset_id}: {type(error).__name__}: {error}")
     for name, column in columns.items():
@@ -686,9 +686,14 @@ def load_checkpoint(path: str) -> dict:
     """A checkpoint: plain tensors, numbers and strings. Nothing in it is ever run as code."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if type(state) is not dict:
+            raise TypeError(f"holds a {type(state).__name__}")
         kinds = {"script": str, "networks": str, "dataset_id": str, "data": str, "code": str}
         kinds |= {"obs_dim": int, "act_dim": int, "args": dict, "agent": dict, "optimizer": dict}
         wrong = [name for name, kind in kinds.items() if type(state[name]) is not kind]
+        for name, value in state["args"].items():
+            if not isinstance(value, int | float | str | None):
+                wrong.append(name)
         if wrong:
             raise TypeError(f"wrong type of {wrong}")
     except Exception as error:  # a missing, truncated or foreign file fails in many ways
@@ -1006,7 +1011,7 @@ class Run:
             fail(f"{path}: this run has no {state['phase']} step {step} with {size} transitions")
         if not torch.is_tensor(online) or online.dim() == 0 or len(online) < size:
             fail(f"{path} does not hold its {size} online transitions")
-        check_like(online[:size], torch.zeros(size, width), f"{path}: online")
+        check_like(online, torch.zeros(len(online), width), f"{path}: online")
         self.buffer.rows[self.buffer.size :][:size] = online[:size].to(self.buffer.rows.device)
         self.buffer.size += size
         for name, offset in state["offsets"].items():

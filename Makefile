@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	$(RUN) benchmark/plot.py runs/demo --out runs/demo/curve.png
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2
 
 # Kill runs of every script at random moments, and compare what comes out: benchmark/results/soak.csv.
 soak: $(VENV)/installed

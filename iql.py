@@ -774,7 +774,7 @@ class Run:
             wandb.init(id=args.run_name, resume="allow", config=vars(args), sync_tensorboard=True)
         purge = None if args.resume is None else self.step + 1
         self.tensorboard = SummaryWriter(str(self.dir), purge_step=purge, flush_secs=10)
-        print(f"run: {self.dir}", flush=True)
+        print(f"run: {self.dir}")
 
     def open_directory(self) -> None:
         """Make the run's directory, or lock that of the run to resume, and open its logs."""
@@ -876,7 +876,8 @@ class Run:
         self.log({f"{prefix}/{name}": value for name, value in values.items()})
         words = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         tqdm.write(f"{self.phase} {self.step:8d}  {prefix}: {words}")
-        sys.stdout.flush()
+        latest = values.get("score", values["return"])
+        self.bar.set_description(f"{self.phase}, {prefix} {latest:.4g}")
         self.tick = time.perf_counter()
         return values
 
@@ -959,8 +960,6 @@ class Run:
             print(f"{SCRIPT.name}: interrupted; go on with --resume {latest}", file=sys.stderr)
         except SystemExit as refusal:
             status = refusal.code
-        with contextlib.suppress(OSError, RuntimeError):
-            sys.stdout.flush()
         os._exit(status)
 
     def load_offline(self, path: str) -> None:
@@ -1161,9 +1160,9 @@ def parse_args(argv: list[str]) -> Args:
 
 def cli(argv: list[str]) -> None:
     """The whole program. Trouble with files or memory that nothing else answers gets a sentence."""
+    sys.stdout.reconfigure(line_buffering=True)
     try:
         main(parse_args(argv))
-        sys.stdout.flush()
     except (OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise

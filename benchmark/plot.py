@@ -12,7 +12,8 @@ returns, else returns. Drawn is the policy that a user would deploy ("actor"); `
 draws the learner alone after the switch, where a script has both.
 
 The table: worst drop, the largest fall of the score below the score at the switch; regret, the mean
-of 1 - score / 100, clipped to [0, 1], over the evaluations after the switch.
+of 1 - score / 100, clipped to [0, 1], over the evaluations after the switch. Of a single run, a
+sentence tells what happened instead.
 """
 
 import contextlib
@@ -169,6 +170,21 @@ def print_table(table: dict[tuple, dict[int, list]], names: dict, units: dict) -
         print(f"| {' | '.join(cells)} |")
 
 
+def tell(curves: dict, names: dict, units: dict, picture: Path) -> None:
+    """One sentence about a single run: where it began to interact, and where it ended."""
+    ((curve, seeds),) = curves.items()
+    ((seed, values),) = seeds.items()
+    unit, last = units[curve[2]], max(values)
+    sentence = f"{names[curve]} on {curve[2]}, seed {seed}: {unit} {values[last]:.1f} at the end"
+    if 0 in values and last > 0:
+        gain = values[last] - values[0]
+        better = "better" if gain >= 0 else "worse"
+        sentence = f"{names[curve]} on {curve[2]}, seed {seed}: {unit} {values[0]:.1f} after the"
+        sentence += f" offline phase, {values[last]:.1f} after {last:,} steps of interaction,"
+        sentence += f" so {abs(gain):.1f} {better}"
+    print(f"{sentence}; the curve is {picture}")
+
+
 def write_table(table: dict, names: dict, units: dict, path: Path) -> None:
     """The figures of each run as a CSV."""
     with open(path, "w", newline="") as file:
@@ -181,7 +197,7 @@ def write_table(table: dict, names: dict, units: dict, path: Path) -> None:
 
 
 def main(args: Args) -> None:
-    """Read the runs, then write the picture and, if asked for, the table; print the table."""
+    """Read the runs, then write the picture and, if asked for, the table; print what happened."""
     if not args.runs:
         stop("name at least one run folder or CSV")
     if args.out.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
@@ -215,7 +231,10 @@ def main(args: Args) -> None:
             plt.close(fig)
     except (OSError, ValueError, RuntimeError) as error:
         stop(f"cannot write {args.out} or {args.csv}: {error}")
-    print_table(table, names, units)
+    if sum(len(seeds) for seeds in curves.values()) == 1:
+        tell(curves, names, units, args.out)
+    else:
+        print_table(table, names, units)
 
 
 if __name__ == "__main__":

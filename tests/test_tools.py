@@ -466,8 +466,14 @@ def test_plot_of_the_learner_alone():
         "\n".join([header, *(f"jsrl_finetune.py,,test/x/y-v0,0,{row}" for row in rows)]) + "\n"
     )
     for policy, figures in (
-        ("actor", "50.0 (50.0) | 60.0 (60.0)"),
-        ("learner", "50.0 (50.0) | 20.0 (20.0)"),
+        (
+            "actor",
+            "50.0 after the offline phase, 60.0 after 10 steps of interaction, so 10.0 better",
+        ),
+        (
+            "learner",
+            "50.0 after the offline phase, 20.0 after 10 steps of interaction, so 30.0 worse",
+        ),
     ):
         assert figures in tool(
             ROOT / "benchmark/plot.py", "both.csv", "--out", "both.png", "--policy", policy

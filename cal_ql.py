@@ -2,8 +2,9 @@
 
 Paper: arXiv 2303.05479. An actor-critic that learns from fixed data overestimates actions that the
 data never tried. CQL (Kumar et al., NeurIPS 2020, arXiv 2006.04779) pushes the values of sampled
-actions down and those of the data's actions up, and so often far below what the policy earns. When
-interaction starts, any new action then looks better than the known ones, and the policy unlearns.
+actions down and those of the data's actions up. All values often end far below what the policy
+earns. When interaction starts, any new action then looks better than the known ones, and the policy
+unlearns.
 Cal-QL stops the push at a known return: a policy action whose Q lies below the return R(s) that the
 data reached from s is left alone. For a transition (s, a, r, s', d), d = 1 at a true end, critics
 Q_i, target critics Qt_i, and N actions of each kind:
@@ -15,16 +16,18 @@ Q_i, target critics Qt_i, and N actions of each kind:
                                                                    over all 3 N, each with the
                                                                    density that it came from
     critic    L_Q = mean_i { E[ (y - Q_i(s, a))^2 ] + w D_i }      with --lagrange: w m (D_i - g),
-                                                                   m is raised while D > g
+                                                                   m rises while mean_i D_i > g
     actor     L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ]     b ~ pi(. | s), differentiable
-    entropy   L_alpha = -log(alpha) E[ log pi(b | s) - A ]         A action entries, so the target
-                                                                   entropy is -A; none is in y
+    entropy   L_alpha = -log(alpha) E[ log pi(b | s) - A ]         the target entropy is -A, with A
+                                                                   entries of an action
 
-Adam takes one step on the sum of all, then Qt moves towards Q.
+There is no entropy term in y. Each loss moves its own networks only; Adam takes one step on the sum
+of all, then Qt moves towards Q. --no-calibrate leaves Q as it is, without the maximum with R. With
+--no-importance-sampling no density is subtracted, and Q_i(s, a) joins the sampled Q.
 
 What changes at the switch: nothing in the losses. The policy acts (a sample); an episode joins the
 buffer when it ends, as its returns are known then; --offline-ratio of each batch comes from the
-data set; one update per step, after the first episode.
+data set; one update per step, none before the first episode has ended.
 Parent: none, the root of its family. Measured: docs/cal_ql.md, with commands, seeds and curves.
 
 Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
@@ -34,14 +37,15 @@ Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
     same draws.
  3. The last transition of a timed-out episode is kept, and a time limit never cuts the bootstrap,
     only R.
- 4. Settings: kitchen's are those of WSRL and rl-garden. Locomotion's are WSRL's, with 2 critics
-    instead of 10: CQL instead of Cal-QL, and layer norm. Pointmaze's are ours: antmaze's rewards,
-    but a small w, layer norm, a longer horizon, a faster policy and faster targets. Adroit's
-    (hammer's are door's) were chosen for rewards of -1 and 0, as 10 r + 5. How often is evaluated,
-    and the budgets of locomotion and pointmaze: ours.
+ 4. Settings. Kitchen's are those of WSRL and of rl-garden, a port of it; its offline ratio and
+    online budget could not be verified. Locomotion's are WSRL's, but for 2 critics instead of 10:
+    they run CQL, not Cal-QL, and with layer norm. Pointmaze's are ours: antmaze's rewards, but a
+    small w, layer norm, a longer horizon, a faster policy and faster targets. Adroit's were chosen
+    for rewards of -1 and 0, as 10 r + 5; hammer, which the authors do not run, has door's. Ours:
+    how often is evaluated, the budgets of locomotion and pointmaze.
  5. Mazes: observations hold the desired goal too; episodes end at the first success, in data and
-    environment. Elsewhere rewards and episodes stay as they are; the authors end Adroit's at the
-    success, and WSRL's kitchen's with r = 4.
+    environment. Elsewhere rewards and episodes stay as they are. The authors end an episode of
+    Adroit at its success; WSRL ends one of kitchen when all four subtasks are done.
  6. Without importance sampling, the constant log(3 N + 1), which WSRL subtracts, stays in the gap.
  7. Matrix products may round their inputs to bfloat16 where the CPU can; --matmul-precision highest
     forbids it.
@@ -135,17 +139,17 @@ class Args:
     actor_layers: Annotated[int, 1, 10] = 2  # hidden layers of the policy
     critic_layers: Annotated[int, 1, 10] = 2  # hidden layers of each critic
     num_critics: Annotated[int, 1, 100] = 2  # size of the critic ensemble
-    critic_subset: Annotated[int, 0, 100] = 0  # critics drawn for a minimum and the gap; 0: all
+    critic_subset: Annotated[int, 0, 100] = 0  # drawn (repeats happen) for y and the gap; 0: all
     layer_norm: bool = False  # normalize each hidden layer, in policy and critics
     calibrate: bool = True  # stop pushing policy actions down at the data's return; off: CQL
     cql_alpha: Annotated[float, 0.0, 1e6] = 5.0  # w, weight of the gap
     lagrange: bool = False  # tune a multiplier m of the gap so that it stays at --cql-gap
     cql_gap: Annotated[float, -1e6, 1e6] = 0.8  # g, see --lagrange
     num_actions: Annotated[int, 1, 100] = 10  # N, sampled actions of each kind and state
-    importance_sampling: bool = True  # subtract log-densities; off: the data's action joins
+    importance_sampling: bool = True  # off: no densities, but the data's Q, in the gap
     max_backup: bool = True  # targets take the best of N next actions; off: one next action
     offline_ratio: Annotated[float, 0.0, 1.0] = 0.5  # share of each online batch from the data set
-    sparse: bool = False  # an unfinished episode of constant reward goes on: R = r / (1 - gamma)
+    sparse: bool = False  # an unended episode of constant reward has R = r / (1 - gamma)
 
 
 # The settings of the authors' scripts (antmaze, Adroit) and of WSRL's (see deviation 4) by family,
@@ -170,8 +174,8 @@ PAPER_SETTINGS = {
     "pointmaze": MAZE | POINTMAZE,
 }
 
-NETWORKS = "cql"  # scripts with the same word here accept each other's offline.pt
-ONLINE_ONLY = ()  # entries of the agent that begin at the switch, and are not in an offline.pt
+NETWORKS = "cql"  # scripts with this word and equal sizes accept each other's offline.pt
+ONLINE_ONLY = ()  # parts of the agent that begin at the switch; an offline.pt is without them
 METRICS = ["td_loss", "cql_gap", "cql_weight", "bound_rate", "q", "mc_return"]
 METRICS += ["actor_loss", "alpha", "entropy"]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
@@ -191,14 +195,14 @@ class Ensemble(nn.Module):
         self.norms = nn.ParameterList()  # with layer norm: scale and shift of each hidden layer
         dims = [in_dim] + [args.hidden] * layers + [out_dim]
         for layer, (fan_in, fan_out) in enumerate(zip(dims, dims[1:])):
-            hidden = layer < layers
-            gain = math.sqrt(2) if hidden else 0.01
+            is_hidden = layer < layers
+            gain = math.sqrt(2) if is_hidden else 0.01
             weights = [
                 nn.init.orthogonal_(torch.empty(fan_in, fan_out), gain) for _ in range(count)
             ]
             self.weights.append(torch.stack(weights))
             self.biases.append(torch.zeros(count, 1, fan_out))
-            if args.layer_norm and hidden:
+            if args.layer_norm and is_hidden:
                 self.norms.append(torch.ones(count, 1, fan_out))
                 self.norms.append(torch.zeros(count, 1, fan_out))
 
@@ -208,12 +212,19 @@ class Ensemble(nn.Module):
         """(B, in_dim) -> (E, B, out_dim).
 
         With `members`: of these only. Frozen: without gradients to the parameters."""
-        weights, biases, norms = list(self.weights), list(self.biases), list(self.norms)
-        if frozen:
-            weights, biases, norms = ([p.detach() for p in ps] for ps in (weights, biases, norms))
-        if members is not None:
-            weights, biases, norms = ([p[members] for p in ps] for ps in (weights, biases, norms))
-        x = x.expand(len(weights[0]), -1, -1)
+
+        def chosen(parameters: nn.ParameterList) -> list[torch.Tensor]:
+            tensors = list(parameters)
+            if frozen:
+                tensors = [tensor.detach() for tensor in tensors]
+            if members is not None:
+                tensors = [tensor[members] for tensor in tensors]
+            return tensors
+
+        weights = chosen(self.weights)
+        biases = chosen(self.biases)
+        norms = chosen(self.norms)
+        x = x.expand(len(weights[0]), -1, -1)  # (E, B, in_dim)
         last = len(weights) - 1
         for layer, (weight, bias) in enumerate(zip(weights, biases)):
             x = torch.bmm(x, weight) + bias
@@ -248,8 +259,8 @@ class Actor(nn.Module):
         noise = torch.randn(count, *mean.shape, device=mean.device)
         u = mean + log_std.exp() * noise
         normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log of tanh'(u), finite for any u
-        return torch.tanh(u), (normal - slope).sum(-1)
+        log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # of the tanh; finite for any u
+        return torch.tanh(u), (normal - log_slope).sum(-1)
 
 
 class Critic(nn.Module):
@@ -338,7 +349,7 @@ class Agent(nn.Module):
         return actions.reshape(*obs.shape[:-1], -1)
 
     def some_critics(self) -> torch.Tensor | None:
-        """Indices of the critics that a minimum or the gap is taken over; None: all."""
+        """Indices of the critics that y's minimum or the gap is taken over; None: all."""
         count = self.args.critic_subset
         if count == 0:
             return None
@@ -351,13 +362,15 @@ class Agent(nn.Module):
         with torch.no_grad():
             # (N, B, act_dim), (N, B)
             next_actions, next_log_prob = self.actor.sample(next_obs, args.num_actions)
-            candidates = next_actions if args.max_backup else next_actions[:1]
+            candidates = next_actions
+            if not args.max_backup:
+                candidates = next_actions[:1]
             next_q = self.critic_target(next_obs, candidates, members=self.some_critics())
-            next_q = next_q.amin(0).amax(0)  # (E, N, B) -> (B,): lowest critic, best action
-            target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_q
+            next_v = next_q.amin(0).amax(0)  # (E, N, B) -> (B,): lowest critic, best action
+            td_target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_v
 
         q = self.critic(obs, actions[None])[:, 0]  # (E, B)
-        td_loss = (q - target).square().mean()
+        td_loss = (q - td_target).square().mean()
 
         with torch.no_grad():
             uniform = 2 * torch.rand(args.num_actions, *actions.shape, device=obs.device) - 1
@@ -377,13 +390,14 @@ class Agent(nn.Module):
         else:
             pushed_q = torch.cat([uniform_q, data_q[:, None], policy_q], 1)
         gap = (pushed_q.logsumexp(1) - data_q).mean(1)  # (E,)
-        weight = torch.full_like(self.log_multiplier, args.cql_alpha)
-        excess = gap
-        multiplier_loss = 0.0
         if args.lagrange:
             weight = args.cql_alpha * self.log_multiplier.exp().clamp(max=1e6)
             excess = gap - args.cql_gap
             multiplier_loss = -(weight * excess.detach()).mean()
+        else:
+            weight = torch.full_like(self.log_multiplier, args.cql_alpha)
+            excess = gap
+            multiplier_loss = 0.0
         conservative = (weight.detach() * excess).mean()
 
         metrics = {"td_loss": td_loss, "cql_gap": gap.mean(), "cql_weight": weight}
@@ -426,9 +440,11 @@ def mc_returns(
 
     `ends`: one past the last transition of each episode."""
     returns = rewards.astype(np.float64)
-    for start, end in zip(np.r_[0, ends[:-1]], ends):
+    starts = np.r_[0, ends[:-1]]
+    for start, end in zip(starts, ends):
         constant = (rewards[start:end] == rewards[start]).all()
-        if args.sparse and not terminations[end - 1] and constant:
+        never_ends = args.sparse and constant and not terminations[end - 1]
+        if never_ends:
             returns[start:end] = rewards[start] / (1 - args.gamma)
         else:
             for t in reversed(range(start, end - 1)):
@@ -467,14 +483,15 @@ def main(args: Args) -> None:
         run.end_offline()
 
     # ---- online: environment steps 1, ..., online_steps
-    obs, _ = env.reset(seed=run.seed(0, run.episode))
+    obs, _ = env.reset(seed=run.seed("training", run.episode))
     episode = []  # its transitions wait for their returns
     for step in run.steps("online"):
         action = agent.act(torch.from_numpy(obs).to(device), deterministic=False).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
         reward = args.reward_scale * float(reward) + args.reward_bias
         transition = {"obs": obs, "actions": action, "rewards": reward}
-        episode.append(transition | {"next_obs": next_obs, "terminations": terminated})
+        transition |= {"next_obs": next_obs, "terminations": terminated}
+        episode.append(transition)
         obs = next_obs
         if buffer.size > buffer.offline_size:
             batch = buffer.sample(args.batch_size, args.offline_ratio)
@@ -490,7 +507,7 @@ def main(args: Args) -> None:
                 buffer.add(**row, mc_returns=value)
             episode = []
             run.end_episode(info["episode"])
-            obs, _ = env.reset(seed=run.seed(0, run.episode))
+            obs, _ = env.reset(seed=run.seed("training", run.episode))
     run.finish()
 
 
@@ -501,9 +518,10 @@ SCRIPT = Path(__file__)
 BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
+SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, for mujoco/* data, which name none: D4RL v2,
-# measured on gym's v2 tasks.
+# Mean returns of a random policy and of an expert, for data of these families that name none: those
+# of D4RL v2, measured on gym's v2 tasks.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),
@@ -540,7 +558,7 @@ def device_of(args: Args) -> torch.device:
 
 
 def check_memory(size: float, purpose: str, args: Args) -> None:
-    """Refuse `size` bytes for a purpose where the machine, or the GPU, has less in all."""
+    """Refuse `size` bytes for a purpose if the machine, or the GPU, has less memory in total."""
     device = device_of(args)
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
@@ -636,10 +654,7 @@ def read_episodes(
     Rewards are raw, actions rescaled to [-1, 1]. An episode of T steps has T + 1 observations, so
     the last transition is kept even where a time limit cut the episode."""
     box = dataset.action_space
-    obs_dim, total = gym.spaces.flatdim(dataset.observation_space), int(dataset.total_steps)
-    shapes = {"obs": (obs_dim,), "actions": box.shape, "rewards": ()}
-    shapes |= {"next_obs": (obs_dim,), "terminations": ()}
-    columns = {name: np.empty((total, *shape), np.float32) for name, shape in shapes.items()}
+    parts = {"obs": [], "actions": [], "rewards": [], "next_obs": [], "terminations": []}
     ends, farthest = [0], 0.0
     for episode in dataset.iterate_episodes():
         obs = flatten(dataset.observation_space, episode.observations)
@@ -650,16 +665,18 @@ def read_episodes(
         if success_ends_episode:
             success = np.asarray((episode.infos or {}).get("success", episode.rewards > 0), bool)
             success = success[-length:]  # infos may have an entry for the reset, too
-            length = min([length, *np.flatnonzero(success)[:1] + 1])
             terminations = terminations | success
-        rows = slice(ends[-1], ends[-1] + length)
-        columns["obs"][rows], columns["next_obs"][rows] = obs[:length], obs[1 : length + 1]
+            if success.any():
+                length = int(success.argmax()) + 1
         actions = 2 * (episode.actions[:length] - box.low) / (box.high - box.low) - 1
         farthest = max(farthest, np.abs(actions).max())
-        columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # tanh never reaches 1
-        columns["rewards"][rows] = episode.rewards[:length]
-        columns["terminations"][rows] = terminations[:length]
-        ends.append(rows.stop)
+        parts["obs"].append(obs[:length])
+        # A policy that is squashed by a tanh has no density at the ends of the box.
+        parts["actions"].append(actions.clip(-1 + 1e-5, 1 - 1e-5))
+        parts["rewards"].append(episode.rewards[:length])
+        parts["next_obs"].append(obs[1 : length + 1])
+        parts["terminations"].append(terminations[:length])
+        ends.append(ends[-1] + length)
     if ends[-1] == 0:
         fail("the data set holds no transition")
     if farthest > 3.0:
@@ -668,7 +685,8 @@ def read_episodes(
         )
     if farthest > 1.001:
         print(f"note: actions outside their box (up to {farthest:.3g} half-widths) are clipped")
-    return {name: column[: ends[-1]] for name, column in columns.items()}, np.array(ends[1:])
+    columns = {name: np.concatenate(part, dtype=np.float32) for name, part in parts.items()}
+    return columns, np.array(ends[1:])
 
 
 def leads_elsewhere(x) -> bool:
@@ -706,7 +724,7 @@ def registered(spec: str) -> EnvSpec:
 def task_of(metadata: dict, success_ends_episode: bool) -> EnvSpec:
     """The task of the data: the evaluation variant where there is one (a maze's start and goal).
 
-    It is mirrored back where its walls are the mirror image of the data's, as in Minari's umaze."""
+    In Minari's umaze its walls are the mirror image of the data's: then it is mirrored back."""
     specs = [metadata[key] for key in ("env_spec", "eval_env_spec") if metadata.get(key)]
     if not specs:
         fail("the data set names no environment: create it with the argument env=...")
@@ -790,8 +808,8 @@ def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, t
     print(f"data: {args.dataset_id}, {len(ends)} episodes, {ends[-1]} transitions, task {task.id}")
     if args.batch_size > ends[-1]:
         fail(f"--batch-size {args.batch_size} is more than the {ends[-1]} transitions of the data")
-    width = sum(column[0].size for column in columns.values())
-    need = 4.0 * width * (ends[-1] + args.online_steps)
+    size = sum(column.nbytes for column in columns.values())
+    need = size * (2 + args.online_steps / ends[-1])  # columns, and their copy in the buffer
     check_memory(need, f"the data set and --online-steps {args.online_steps}", args)
     return columns, ends, task, references_of(args.dataset_id, metadata)
 
@@ -819,7 +837,7 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def load_checkpoint(path: str) -> dict:
-    """A checkpoint: plain tensors, numbers and strings. Nothing in it is ever run as code."""
+    """Read a checkpoint: plain tensors, numbers and strings. Nothing in it is run as code."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if type(state) is not dict:
@@ -840,8 +858,9 @@ def load_checkpoint(path: str) -> dict:
 def check_like(saved, own, name: str, status: int = 2) -> None:
     """Refuse an entry of a checkpoint that is not what this run would write in its place.
 
-    That is: the same keys, types, shapes, finite numbers. `name` says where the entry stands."""
-    if own is None or isinstance(own, list) and not own:  # gathered by a run: nothing yet, numbers
+    That is: the same keys, types, shapes, finite numbers. `name` says where the entry stands. Where
+    this run has None or an empty list, nothing is known but that it will hold finite numbers."""
+    if own is None or isinstance(own, list) and not own:
         numbers = [] if saved is None else np.ravel(np.array(saved, dtype=object))
         if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
             fail(f"{name} holds something else than finite numbers", status)
@@ -886,7 +905,7 @@ class Run:
             "data": hashlib.sha256(data).hexdigest(),
             "code": hashlib.sha256(SCRIPT.read_bytes()).hexdigest(),
         }
-        self.asked, self.writing = 0, True  # a signal from now on waits for the first latest.pt
+        self.signal, self.writing = 0, True  # a signal from now on waits for the first latest.pt
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.interrupt)
         self.files, self.is_new_directory = {}, False
@@ -899,6 +918,7 @@ class Run:
             versions = {name: importlib.metadata.version(name) for name in PACKAGES}
             size = {"transitions": buffer.offline_size, "commit": git_commit()}
             write_json(self.dir / "config.json", self.identity | vars(args) | versions | size)
+            self.tick = time.perf_counter()  # the clock of a phase leaves out what came before it
             self.snapshot = self.state()
             self.write_latest(self.snapshot)
         except (SystemExit, OSError):  # refused, or the disk is full: leave nothing behind
@@ -952,9 +972,10 @@ class Run:
         self.seconds[self.phase] += time.perf_counter() - self.tick
         self.tick = time.perf_counter()
 
-    def seed(self, *key: int) -> int:
-        """A seed for each key, the same in every run with this --seed."""
-        return int(np.random.SeedSequence([self.args.seed, *key]).generate_state(1)[0])
+    def seed(self, purpose: str, *numbers: int) -> int:
+        """A seed for each purpose and numbers, the same in every run with this --seed."""
+        key = [self.args.seed, SEED_PURPOSES.index(purpose), *numbers]
+        return int(np.random.SeedSequence(key).generate_state(1)[0])
 
     def log(self, values: dict[str, float]) -> None:
         """Scalars to TensorBoard, and all that do not depend on the clock to metrics.csv."""
@@ -987,10 +1008,10 @@ class Run:
     def evaluate(self, act, env: gym.Env, prefix="eval", policy="actor") -> dict[str, float]:
         """--eval-episodes deterministic episodes: a row each in eval.csv, means as `prefix`/..."""
         self.lap()
-        device, stream = self.buffer.rows.device, 2 if self.step > 0 else 1
+        device = self.buffer.rows.device
         returns, successes = [], []  # one entry per episode; no successes if the task tells none
         for episode in range(self.args.eval_episodes):
-            seed = self.seed(stream, abs(self.step), episode)
+            seed = self.seed(f"evaluation {self.phase}", abs(self.step), episode)
             success = None
             obs, info = env.reset(seed=seed)
             while "episode" not in info:
@@ -1040,7 +1061,7 @@ class Run:
         self.write_latest(self.snapshot)
 
     def checkpoint(self) -> None:
-        """Call wherever the run can be resumed; writes latest.pt every --checkpoint-every steps."""
+        """Call where a run can go on: keeps a snapshot, and writes it every --checkpoint-every."""
         due = self.step - self.saved >= self.args.checkpoint_every
         if due or self.phase == "online" or self.step % LOG_EVERY == 0:
             self.snapshot = self.state()
@@ -1048,7 +1069,7 @@ class Run:
             self.write_latest(self.snapshot)
 
     def networks(self) -> dict:
-        """What a checkpoint holds of the agent. Moments that Adam has not begun yet are zeros."""
+        """What a checkpoint holds of the agent. Adam's moments are 0 before its first step."""
         optimizer = self.agent.optimizer
         for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
             if not optimizer.state[parameter]:
@@ -1058,7 +1079,7 @@ class Run:
         return {"agent": dict(self.agent.state_dict()), "optimizer": optimizer.state_dict()}
 
     def state(self) -> dict:
-        """A copy of all that a resumed run needs but the online transitions."""
+        """A copy of all that a resumed run needs, except the online transitions."""
         self.lap()
         state = self.identity | {"args": vars(self.args), "phase": self.phase, "step": self.step}
         state |= {"episode": self.episode, "seconds": self.seconds, "rng": [torch.get_rng_state()]}
@@ -1069,27 +1090,28 @@ class Run:
         return copy.deepcopy(state | self.networks())
 
     def write_latest(self, state: dict) -> None:
-        """Replace latest.pt, after the rows of the logs that it counts on have reached the disk."""
+        """Replace latest.pt, if all is finite; the logs that it counts on are synced first."""
         for name in ("agent", "optimizer"):
             where = f"diverged at {state['phase']} step {state['step']}: {name}"
             check_like(state[name], state[name], where, status=3)
         self.writing = True
         for file in self.files.values():
             os.fsync(file.fileno())
-        start, size = self.buffer.offline_size, self.buffer.size
-        count = size - start if state["phase"] == "done" else state["online_size"]
-        online = self.buffer.rows[start : start + count].clone()
+        start = self.buffer.offline_size
+        # A clone: of a slice, torch would save the whole table.
+        online = self.buffer.rows[start : start + state["online_size"]].clone()
         write(self.dir / "latest.pt", lambda file: torch.save(state | {"online": online}, file))
         self.saved, self.writing = state["step"], False
-        if self.asked:
-            self.interrupt(self.asked, None)
+        if self.signal:
+            self.interrupt(self.signal, None)
 
     def interrupt(self, number: int, _) -> None:
         """Signal handler: keep the last snapshot and end at once, whatever the run is doing."""
-        self.asked = number
+        self.signal = number
         if self.writing:  # write_latest comes back here
             return
-        status, self.asked = 128 + number, 0
+        self.signal = 0
+        status = 128 + number
         try:
             self.write_latest(self.snapshot)
             latest = self.dir / "latest.pt"
@@ -1147,7 +1169,8 @@ class Run:
         if not torch.is_tensor(online) or online.dim() == 0 or len(online) < size:
             fail(f"{path} does not hold its {size} online transitions")
         check_like(online, torch.zeros(len(online), width), f"{path}: online")
-        self.buffer.rows[self.buffer.size :][:size] = online[:size].to(self.buffer.rows.device)
+        start = self.buffer.offline_size
+        self.buffer.rows[start : start + size] = online[:size].to(self.buffer.rows.device)
         self.buffer.size += size
         for name, offset in state["offsets"].items():
             if not 0 < offset <= os.path.getsize(self.dir / name):
@@ -1161,7 +1184,8 @@ class Run:
         self.phase, self.step, self.episode = state["phase"], step, state["episode"]
         self.seconds = state["seconds"]
         for name, offset in state["offsets"].items():
-            self.files[name].seek(self.files[name].truncate(offset))
+            self.files[name].truncate(offset)
+            self.files[name].seek(offset)
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
@@ -1295,7 +1319,7 @@ def parse_args(argv: list[str]) -> Args:
 
 
 def cli(argv: list[str]) -> None:
-    """The whole program. Trouble with files or memory that nothing else answers gets a sentence."""
+    """The whole program. Trouble with files or memory that nobody expected gets a sentence, too."""
     sys.stdout.reconfigure(line_buffering=True)
     try:
         main(parse_args(argv))

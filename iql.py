@@ -1,33 +1,33 @@
 """IQL: implicit Q-learning, offline and then online (Kostrikov, Nair, Levine, ICLR 2022).
 
-Paper: arXiv 2110.06169. A critic trained on max_a Q(s', a) asks about actions that the data never
-tried, and overestimates them. IQL never asks: V is an upper expectile of Q over the actions in the
-data, Q regresses on V, and the policy imitates the data's actions, the better ones more. For a
-transition (s, a, r, s', d), d = 1 at a true end, Qt the minimum over the target critics, and an
-expectile e in (0.5, 1):
+Paper: arXiv 2110.06169. A critic trained on max_a Q(s', a) overestimates actions that no data
+show. IQL never asks about them. V is an upper expectile of Q over the actions in the data, Q
+regresses on r + gamma V(s'), and the policy imitates the data's actions, the better ones more. For
+a transition (s, a, r, s', d), d = 1 at a true end, target critics Qt_i, and an expectile e > 0.5:
 
-    value     L_V = E[ |e - 1(u < 0)| u^2 ]                              u = Qt(s, a) - V(s)
-    actor     L_A = -E[ min(exp(beta u), 100) log pi(a | s) ]            no gradient through u
-    critic    L_Q = sum_i E[ (r + gamma (1 - d) V(s') - Q_i(s, a))^2 ]   no gradient through V(s')
+    value     L_V = E[ |e - 1(u < 0)| u^2 ]                              u = min_i Qt_i(s, a) - V(s)
+    actor     L_A = -E[ min(exp(beta u), 100) log pi(a | s) ]
+    critic    L_Q = sum_i E[ (r + gamma (1 - d) V(s') - Q_i(s, a))^2 ]
     target    Qt_i <- (1 - tau) Qt_i + tau Q_i
 
-What changes at the switch: only where the data come from. The policy acts (a sample, clipped to the
-box), each transition joins the data, batches are uniform over all of them; one update per step.
-Parent: none, this is the root of its family. Measured: docs/iql.md, with commands, seeds, curves.
+Each loss trains the network that it is named after; what other networks say is a constant to it.
+What changes at the switch: the policy acts (a sample, clipped to the box), each transition joins
+the data, and there is one update per step. A decayed step size of the policy is full again.
+Parent: none, the root of its family. Measured: docs/iql.md.
 
 Deviations from the authors' code (github.com/ikostrikov/implicit_q_learning):
- 1. All losses see the networks as before the step: one Adam step for all. Theirs use the new V.
- 2. Online rewards get the scale of the offline ones; theirs are unscaled on locomotion (ant: both).
+ 1. All losses see the networks as before the step. Theirs update V first, and use the new V.
+ 2. Online rewards get the scale of the offline ones. Online theirs are raw on locomotion.
  3. The last transition of a timed-out episode is kept, and a time limit never cuts the bootstrap.
  4. --normalize-returns takes recorded episodes; theirs looks for jumps between observations.
- 5. Goal tasks: observations hold the goal; episodes end at the first success, in data and task.
+ 5. Mazes: observations hold the goal, and episodes end at the first success, in data and task.
  6. The actor's step size is constant, as in their fine-tuning; offline theirs is --actor-lr-decay.
- 7. The settings for pointmaze, and the budgets of locomotion, kitchen and pointmaze, are ours.
- 8. Matrix products may round their inputs to bfloat16; --matmul-precision highest forbids it.
+ 7. The settings for pointmaze and ant, and the budgets of all but antmaze and Adroit, are ours.
+ 8. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
 
     python iql.py                                     # bundled hopper data: 100k updates, 50k steps
     python iql.py --dataset-id D4RL/antmaze/umaze-v1  # the paper's settings: 1M updates, 1M steps
-    python iql.py --resume runs/NAME/latest.pt        # go on where a run has stopped
+    python iql.py --resume runs/NAME/latest.pt        # resume a run
 """
 
 # ---- imports: the same in every script ----
@@ -111,8 +111,8 @@ class Args:
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of all networks
     actor_lr_decay: bool = False  # the actor's step size falls to 0 over the offline phase
     num_critics: Annotated[int, 1, 100] = 2  # targets and advantages take the minimum over them
-    expectile: Annotated[float, 0.01, 0.999] = 0.7  # of Q that V estimates: 0.5 is the mean
-    beta: Annotated[float, 0.0, 1e3] = 3.0  # inverse temperature of the weights; 0 clones the data
+    expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
+    beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
     dropout: Annotated[float, 0.0, 0.99] = 0.0  # dropout rate inside the actor's loss
     normalize_returns: bool = False  # rewards * 1000 / (highest - lowest return in the data)
 
@@ -130,8 +130,8 @@ PAPER_SETTINGS = {
     "pointmaze": MAZE | {"actor_lr_decay": True, "eval_episodes": 24},
 }
 
-NETWORKS = "iql"  # scripts with the same word here accept each other's offline.pt
-ONLINE_ONLY = ()  # entries of the agent that begin at the switch, and are not in an offline.pt
+NETWORKS = "iql"  # scripts with this word and equal sizes accept each other's offline.pt
+ONLINE_ONLY = ()  # parts of the agent that begin at the switch; an offline.pt is without them
 METRICS = ["value_loss", "critic_loss", "actor_loss", "q", "v", "advantage", "weight"]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
 KEYS += ["online/episode_return", "online/episode_length"]
@@ -163,11 +163,11 @@ class Actor(nn.Module):
         for layer in self.mean:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
-                x = F.dropout(x, dropout)
+                x = F.dropout(x, dropout)  # also when acting, but then the rate is 0
         return torch.tanh(x), self.log_std.clamp(-5.0, 2.0)
 
     def log_prob(self, obs: torch.Tensor, actions: torch.Tensor, dropout: float) -> torch.Tensor:
-        """Log-density of actions (B, act_dim): (B,). The Gaussian itself is not squashed."""
+        """Log-density of actions (B, act_dim): (B,). Only the mean is squashed, not the sample."""
         mean, log_std = self(obs, dropout)
         z = (actions - mean) * torch.exp(-log_std)
         return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
@@ -266,22 +266,22 @@ class Agent(nn.Module):
         """Sum of the three losses, each with gradients to its own network; and what to log."""
         obs, actions, args = batch["obs"], batch["actions"], self.args
         with torch.no_grad():
-            target_q = self.critic_target(obs, actions).amin(0)  # (E, B) -> (B,)
-            next_value = self.value(batch["next_obs"]).squeeze(-1)
-            target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_value
+            min_q = self.critic_target(obs, actions).amin(0)  # (E, B) -> (B,)
+            next_v = self.value(batch["next_obs"]).squeeze(-1)
+            td_target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_v
 
-        value = self.value(obs).squeeze(-1)
-        u = target_q - value  # the advantage of the data's action
-        value_loss = (torch.where(u > 0, args.expectile, 1 - args.expectile) * u.square()).mean()
-        weights = torch.exp(args.beta * u.detach()).clamp(max=100.0)  # no single action may rule
-        actor_loss = -(weights * self.actor.log_prob(obs, actions, args.dropout)).mean()
+        v = self.value(obs).squeeze(-1)
+        u = min_q - v  # the advantage of the data's action
+        asymmetry = torch.where(u > 0, args.expectile, 1 - args.expectile)
+        value_loss = (asymmetry * u.square()).mean()
+        weight = torch.exp(args.beta * u.detach()).clamp(max=100.0)  # no action may dominate
+        actor_loss = -(weight * self.actor.log_prob(obs, actions, args.dropout)).mean()
         q = self.critic(obs, actions)  # (E, B)
-        critic_loss = (q - target).square().mean(1).sum()
+        critic_loss = (q - td_target).square().mean(1).sum()
 
         metrics = {"value_loss": value_loss, "critic_loss": critic_loss, "actor_loss": actor_loss}
-        metrics |= {"q": q.mean(), "v": value.mean(), "advantage": u.mean()}
-        metrics |= {"weight": weights.mean()}
-        loss = value_loss + actor_loss + critic_loss
+        metrics |= {"q": q.mean(), "v": v.mean(), "advantage": u.mean(), "weight": weight.mean()}
+        loss = value_loss + actor_loss + critic_loss  # Adam treats each parameter by itself
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def set_actor_lr(self, learning_rate: float) -> None:
@@ -300,7 +300,7 @@ class Agent(nn.Module):
 
 
 def return_scale(rewards: np.ndarray, ends: np.ndarray) -> float:
-    """1000 / (highest - lowest episode return); rewards (N,), ends (episodes,) as in load_data."""
+    """1000 / (highest - lowest episode return) of rewards (N,); ends: see read_episodes."""
     returns = np.add.reduceat(rewards, np.r_[0, ends[:-1]], dtype=np.float64)
     if returns.min() == returns.max():
         fail("all episodes have the same return: give --no-normalize-returns")
@@ -331,14 +331,14 @@ def main(args: Args) -> None:
             run.evaluate(agent.act, eval_env)
         run.checkpoint()
 
-    # ---- the switch: nothing changes but where the data come from
+    # ---- the switch: from here on the data set grows
     if run.phase == "offline":
         agent.set_actor_lr(args.learning_rate)
         run.evaluate(agent.act, eval_env)
         run.end_offline()
 
     # ---- online: environment steps 1, ..., online_steps
-    obs, _ = env.reset(seed=run.seed(0, run.episode))
+    obs, _ = env.reset(seed=run.seed("training", run.episode))
     for step in run.steps("online"):
         action = agent.act(torch.from_numpy(obs).to(device), deterministic=False).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
@@ -354,7 +354,7 @@ def main(args: Args) -> None:
             run.evaluate(agent.act, eval_env)
         if terminated or truncated:
             run.end_episode(info["episode"])
-            obs, _ = env.reset(seed=run.seed(0, run.episode))
+            obs, _ = env.reset(seed=run.seed("training", run.episode))
     run.finish()
 
 
@@ -365,9 +365,10 @@ SCRIPT = Path(__file__)
 BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
+SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, for mujoco/* data, which name none: D4RL v2,
-# measured on gym's v2 tasks.
+# Mean returns of a random policy and of an expert, for data of these families that name none: those
+# of D4RL v2, measured on gym's v2 tasks.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),
@@ -404,7 +405,7 @@ def device_of(args: Args) -> torch.device:
 
 
 def check_memory(size: float, purpose: str, args: Args) -> None:
-    """Refuse `size` bytes for a purpose where the machine, or the GPU, has less in all."""
+    """Refuse `size` bytes for a purpose if the machine, or the GPU, has less memory in total."""
     device = device_of(args)
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
@@ -500,10 +501,7 @@ def read_episodes(
     Rewards are raw, actions rescaled to [-1, 1]. An episode of T steps has T + 1 observations, so
     the last transition is kept even where a time limit cut the episode."""
     box = dataset.action_space
-    obs_dim, total = gym.spaces.flatdim(dataset.observation_space), int(dataset.total_steps)
-    shapes = {"obs": (obs_dim,), "actions": box.shape, "rewards": ()}
-    shapes |= {"next_obs": (obs_dim,), "terminations": ()}
-    columns = {name: np.empty((total, *shape), np.float32) for name, shape in shapes.items()}
+    parts = {"obs": [], "actions": [], "rewards": [], "next_obs": [], "terminations": []}
     ends, farthest = [0], 0.0
     for episode in dataset.iterate_episodes():
         obs = flatten(dataset.observation_space, episode.observations)
@@ -514,16 +512,18 @@ def read_episodes(
         if success_ends_episode:
             success = np.asarray((episode.infos or {}).get("success", episode.rewards > 0), bool)
             success = success[-length:]  # infos may have an entry for the reset, too
-            length = min([length, *np.flatnonzero(success)[:1] + 1])
             terminations = terminations | success
-        rows = slice(ends[-1], ends[-1] + length)
-        columns["obs"][rows], columns["next_obs"][rows] = obs[:length], obs[1 : length + 1]
+            if success.any():
+                length = int(success.argmax()) + 1
         actions = 2 * (episode.actions[:length] - box.low) / (box.high - box.low) - 1
         farthest = max(farthest, np.abs(actions).max())
-        columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # tanh never reaches 1
-        columns["rewards"][rows] = episode.rewards[:length]
-        columns["terminations"][rows] = terminations[:length]
-        ends.append(rows.stop)
+        parts["obs"].append(obs[:length])
+        # A policy that is squashed by a tanh has no density at the ends of the box.
+        parts["actions"].append(actions.clip(-1 + 1e-5, 1 - 1e-5))
+        parts["rewards"].append(episode.rewards[:length])
+        parts["next_obs"].append(obs[1 : length + 1])
+        parts["terminations"].append(terminations[:length])
+        ends.append(ends[-1] + length)
     if ends[-1] == 0:
         fail("the data set holds no transition")
     if farthest > 3.0:
@@ -532,7 +532,8 @@ def read_episodes(
         )
     if farthest > 1.001:
         print(f"note: actions outside their box (up to {farthest:.3g} half-widths) are clipped")
-    return {name: column[: ends[-1]] for name, column in columns.items()}, np.array(ends[1:])
+    columns = {name: np.concatenate(part, dtype=np.float32) for name, part in parts.items()}
+    return columns, np.array(ends[1:])
 
 
 def leads_elsewhere(x) -> bool:
@@ -570,7 +571,7 @@ def registered(spec: str) -> EnvSpec:
 def task_of(metadata: dict, success_ends_episode: bool) -> EnvSpec:
     """The task of the data: the evaluation variant where there is one (a maze's start and goal).
 
-    It is mirrored back where its walls are the mirror image of the data's, as in Minari's umaze."""
+    In Minari's umaze its walls are the mirror image of the data's: then it is mirrored back."""
     specs = [metadata[key] for key in ("env_spec", "eval_env_spec") if metadata.get(key)]
     if not specs:
         fail("the data set names no environment: create it with the argument env=...")
@@ -654,8 +655,8 @@ def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, t
     print(f"data: {args.dataset_id}, {len(ends)} episodes, {ends[-1]} transitions, task {task.id}")
     if args.batch_size > ends[-1]:
         fail(f"--batch-size {args.batch_size} is more than the {ends[-1]} transitions of the data")
-    width = sum(column[0].size for column in columns.values())
-    need = 4.0 * width * (ends[-1] + args.online_steps)
+    size = sum(column.nbytes for column in columns.values())
+    need = size * (2 + args.online_steps / ends[-1])  # columns, and their copy in the buffer
     check_memory(need, f"the data set and --online-steps {args.online_steps}", args)
     return columns, ends, task, references_of(args.dataset_id, metadata)
 
@@ -683,7 +684,7 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def load_checkpoint(path: str) -> dict:
-    """A checkpoint: plain tensors, numbers and strings. Nothing in it is ever run as code."""
+    """Read a checkpoint: plain tensors, numbers and strings. Nothing in it is run as code."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if type(state) is not dict:
@@ -704,8 +705,9 @@ def load_checkpoint(path: str) -> dict:
 def check_like(saved, own, name: str, status: int = 2) -> None:
     """Refuse an entry of a checkpoint that is not what this run would write in its place.
 
-    That is: the same keys, types, shapes, finite numbers. `name` says where the entry stands."""
-    if own is None or isinstance(own, list) and not own:  # gathered by a run: nothing yet, numbers
+    That is: the same keys, types, shapes, finite numbers. `name` says where the entry stands. Where
+    this run has None or an empty list, nothing is known but that it will hold finite numbers."""
+    if own is None or isinstance(own, list) and not own:
         numbers = [] if saved is None else np.ravel(np.array(saved, dtype=object))
         if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
             fail(f"{name} holds something else than finite numbers", status)
@@ -750,7 +752,7 @@ class Run:
             "data": hashlib.sha256(data).hexdigest(),
             "code": hashlib.sha256(SCRIPT.read_bytes()).hexdigest(),
         }
-        self.asked, self.writing = 0, True  # a signal from now on waits for the first latest.pt
+        self.signal, self.writing = 0, True  # a signal from now on waits for the first latest.pt
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.interrupt)
         self.files, self.is_new_directory = {}, False
@@ -763,6 +765,7 @@ class Run:
             versions = {name: importlib.metadata.version(name) for name in PACKAGES}
             size = {"transitions": buffer.offline_size, "commit": git_commit()}
             write_json(self.dir / "config.json", self.identity | vars(args) | versions | size)
+            self.tick = time.perf_counter()  # the clock of a phase leaves out what came before it
             self.snapshot = self.state()
             self.write_latest(self.snapshot)
         except (SystemExit, OSError):  # refused, or the disk is full: leave nothing behind
@@ -816,9 +819,10 @@ class Run:
         self.seconds[self.phase] += time.perf_counter() - self.tick
         self.tick = time.perf_counter()
 
-    def seed(self, *key: int) -> int:
-        """A seed for each key, the same in every run with this --seed."""
-        return int(np.random.SeedSequence([self.args.seed, *key]).generate_state(1)[0])
+    def seed(self, purpose: str, *numbers: int) -> int:
+        """A seed for each purpose and numbers, the same in every run with this --seed."""
+        key = [self.args.seed, SEED_PURPOSES.index(purpose), *numbers]
+        return int(np.random.SeedSequence(key).generate_state(1)[0])
 
     def log(self, values: dict[str, float]) -> None:
         """Scalars to TensorBoard, and all that do not depend on the clock to metrics.csv."""
@@ -851,10 +855,10 @@ class Run:
     def evaluate(self, act, env: gym.Env, prefix="eval", policy="actor") -> dict[str, float]:
         """--eval-episodes deterministic episodes: a row each in eval.csv, means as `prefix`/..."""
         self.lap()
-        device, stream = self.buffer.rows.device, 2 if self.step > 0 else 1
+        device = self.buffer.rows.device
         returns, successes = [], []  # one entry per episode; no successes if the task tells none
         for episode in range(self.args.eval_episodes):
-            seed = self.seed(stream, abs(self.step), episode)
+            seed = self.seed(f"evaluation {self.phase}", abs(self.step), episode)
             success = None
             obs, info = env.reset(seed=seed)
             while "episode" not in info:
@@ -904,7 +908,7 @@ class Run:
         self.write_latest(self.snapshot)
 
     def checkpoint(self) -> None:
-        """Call wherever the run can be resumed; writes latest.pt every --checkpoint-every steps."""
+        """Call where a run can go on: keeps a snapshot, and writes it every --checkpoint-every."""
         due = self.step - self.saved >= self.args.checkpoint_every
         if due or self.phase == "online" or self.step % LOG_EVERY == 0:
             self.snapshot = self.state()
@@ -912,7 +916,7 @@ class Run:
             self.write_latest(self.snapshot)
 
     def networks(self) -> dict:
-        """What a checkpoint holds of the agent. Moments that Adam has not begun yet are zeros."""
+        """What a checkpoint holds of the agent. Adam's moments are 0 before its first step."""
         optimizer = self.agent.optimizer
         for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
             if not optimizer.state[parameter]:
@@ -922,7 +926,7 @@ class Run:
         return {"agent": dict(self.agent.state_dict()), "optimizer": optimizer.state_dict()}
 
     def state(self) -> dict:
-        """A copy of all that a resumed run needs but the online transitions."""
+        """A copy of all that a resumed run needs, except the online transitions."""
         self.lap()
         state = self.identity | {"args": vars(self.args), "phase": self.phase, "step": self.step}
         state |= {"episode": self.episode, "seconds": self.seconds, "rng": [torch.get_rng_state()]}
@@ -933,27 +937,28 @@ class Run:
         return copy.deepcopy(state | self.networks())
 
     def write_latest(self, state: dict) -> None:
-        """Replace latest.pt, after the rows of the logs that it counts on have reached the disk."""
+        """Replace latest.pt, if all is finite; the logs that it counts on are synced first."""
         for name in ("agent", "optimizer"):
             where = f"diverged at {state['phase']} step {state['step']}: {name}"
             check_like(state[name], state[name], where, status=3)
         self.writing = True
         for file in self.files.values():
             os.fsync(file.fileno())
-        start, size = self.buffer.offline_size, self.buffer.size
-        count = size - start if state["phase"] == "done" else state["online_size"]
-        online = self.buffer.rows[start : start + count].clone()
+        start = self.buffer.offline_size
+        # A clone: of a slice, torch would save the whole table.
+        online = self.buffer.rows[start : start + state["online_size"]].clone()
         write(self.dir / "latest.pt", lambda file: torch.save(state | {"online": online}, file))
         self.saved, self.writing = state["step"], False
-        if self.asked:
-            self.interrupt(self.asked, None)
+        if self.signal:
+            self.interrupt(self.signal, None)
 
     def interrupt(self, number: int, _) -> None:
         """Signal handler: keep the last snapshot and end at once, whatever the run is doing."""
-        self.asked = number
+        self.signal = number
         if self.writing:  # write_latest comes back here
             return
-        status, self.asked = 128 + number, 0
+        self.signal = 0
+        status = 128 + number
         try:
             self.write_latest(self.snapshot)
             latest = self.dir / "latest.pt"
@@ -1011,7 +1016,8 @@ class Run:
         if not torch.is_tensor(online) or online.dim() == 0 or len(online) < size:
             fail(f"{path} does not hold its {size} online transitions")
         check_like(online, torch.zeros(len(online), width), f"{path}: online")
-        self.buffer.rows[self.buffer.size :][:size] = online[:size].to(self.buffer.rows.device)
+        start = self.buffer.offline_size
+        self.buffer.rows[start : start + size] = online[:size].to(self.buffer.rows.device)
         self.buffer.size += size
         for name, offset in state["offsets"].items():
             if not 0 < offset <= os.path.getsize(self.dir / name):
@@ -1025,7 +1031,8 @@ class Run:
         self.phase, self.step, self.episode = state["phase"], step, state["episode"]
         self.seconds = state["seconds"]
         for name, offset in state["offsets"].items():
-            self.files[name].seek(self.files[name].truncate(offset))
+            self.files[name].truncate(offset)
+            self.files[name].seek(offset)
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
@@ -1159,7 +1166,7 @@ def parse_args(argv: list[str]) -> Args:
 
 
 def cli(argv: list[str]) -> None:
-    """The whole program. Trouble with files or memory that nothing else answers gets a sentence."""
+    """The whole program. Trouble with files or memory that nobody expected gets a sentence, too."""
     sys.stdout.reconfigure(line_buffering=True)
     try:
         main(parse_args(argv))

@@ -1,31 +1,37 @@
 """Jump start for fine-tuning: JSRL, and an automatic gate against performance degradation.
 
-Fine-tuning a policy in place may first lose what it could do. A jump start hands over gradually: in
+Fine-tuning a policy in place may first lose what it could do. A jump start hands over gradually. In
 each episode a frozen copy of the offline policy, the guide, acts for the first h steps, and the
-learner for the rest. So the learner begins with short tails from good states, and h falls in n
-stages, from the guide's mean episode length H (of solved ones, if any):
+learner for the rest. So the learner begins with short tails from good states. In n stages, h falls
+from the whole episode to 0; H is the mean length of the guide's episodes, of those that solved the
+task if there are any:
 
     act          a_t = mean of guide(s_t) if t < h_k, else a_t ~ learner(. | s_t)
-                 h_k = H (1 - k/n), h_0 = infinity
-    learn        IQL's losses and one update per step, on the steps of both; a quarter of each batch
-                 is offline data
+                 h_k = H (1 - k/n) at stage k, h_0 = infinity
+    learn        IQL's losses on the steps of both; --offline-ratio of each batch is offline data;
+                 one update per step, as soon as a batch of online steps is there
 
---schedule tells when to hand over more. J_g, SE_g: mean return of the guide's own episodes and its
-standard error; m, mu, s: number, mean and spread (at least a quarter of the guide's) of the last
-training returns at stage k; J_r: a random policy's mean return:
+--schedule tells when to hand over more:
 
-    automatic    threshold = J_g - delta, delta = tolerance |J_g - J_r|, SE = sqrt(s^2 / m + SE_g^2)
-                 advance (k + 1) if mu - z_advance SE >= threshold,
-                 retreat (k - 1) if mu + z_retreat SE < threshold, else hold; 0 to 1 without a test
-                 returns of 0 or 1: J_g + Newcombe's bounds of mu - J_g, delta = tolerance
-    curriculum   JSRL: advance if the mean of the last 5 evaluations of both together >= best -
-                 tolerance |best|, never retreat; best: the highest such mean so far, at first J_g
+    automatic    by a test of the last returns at stage k, after each training episode
+                 advance (k + 1) if mu - z_advance SE >= threshold
+                 retreat (k - 1) if mu + z_retreat SE < threshold, else hold
+                 threshold = J_g - tolerance |J_g - J_r|, SE = sqrt(s^2 / m + SE_g^2)
+                 if all returns are 0 or 1: threshold = J_g - tolerance, and the bounds of mu are
+                 J_g + Newcombe's bounds of mu - J_g
+    curriculum   JSRL: after each evaluation of guide and learner acting together, advance if the
+                 mean of the last 5 is at least best - tolerance |best|; never retreat
+                 best: the highest such mean so far, at first J_g
     random       JSRL: h drawn for every episode from h_1 ... h_n
     direct       no guide: the learner alone from the first step
 
+    mu, s, m     mean, spread (at least a quarter of the guide's) and number of those returns
+    J_g, SE_g    mean return of the guide's own episodes, and its standard error
+    J_r          a random policy's mean return; 0 if the data do not tell it
+
 What changes at the switch: guide and learner part (--init cold: the learner is new, with new
-critics); in the first --calibration-episodes the guide acts alone, and critic and value train but
-the learner's policy does not.
+critics). Stage 0 comes first: the guide acts alone, for --calibration-episodes, and critic and
+value train but the learner's policy does not. Stage 1 follows without a test.
 
 The jump start is Uchendu et al., ICML 2023, arXiv 2204.02372. `automatic` has the aim of Wang,
 White, White, Fine-Tuning without Performance Degradation, arXiv 2505.00913, whose exact gate we
@@ -38,7 +44,7 @@ Deviations from JSRL (no code of its authors for this part is known):
  1. H comes from the calibration episodes, which count as steps; theirs from 100 that do not count.
  2. --init warm is the default (the aim is not to lose the offline level); their main table is cold.
  3. The curriculum decides every --eval-every steps (theirs: 10,000); its tolerance is ours, and so
-    is that `best` starts as the guide's mean return: its first full window is held against it.
+    is that `best` starts as the guide's mean return.
  4. No SAC as the learner. All that iql.py lists under its deviations holds here too.
 
     python jsrl_finetune.py                                             # bundled hopper data
@@ -127,18 +133,18 @@ class Args:
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of all networks
     actor_lr_decay: bool = False  # the actor's step size falls to 0 over the offline phase
     num_critics: Annotated[int, 1, 100] = 2  # targets and advantages take the minimum over them
-    expectile: Annotated[float, 0.01, 0.999] = 0.7  # of Q that V estimates: 0.5 is the mean
-    beta: Annotated[float, 0.0, 1e3] = 3.0  # inverse temperature of the weights; 0 clones the data
+    expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
+    beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
     dropout: Annotated[float, 0.0, 0.99] = 0.0  # dropout rate inside the actor's loss
-    schedule: Literal["automatic", "curriculum", "random", "direct"] = "automatic"  # who hands over
+    schedule: Literal["automatic", "curriculum", "random", "direct"] = "automatic"  # see above
     init: Literal["warm", "cold"] = "warm"  # the learner starts as the guide, or from new networks
     stages: Annotated[int, 1, 10**6] = 10  # n, from the guide alone to the learner alone
-    calibration_episodes: Annotated[int, 2, 10**6] = 10  # of the guide alone before stage 1
-    min_episodes: Annotated[int, 2, 10**6] = 5  # in which the learner acted, before a decision
-    window: Annotated[int, 2, 10**6] = 10  # automatic: only the last so many episodes count
+    calibration_episodes: Annotated[int, 2, 10**6] = 10  # of the guide alone, before stage 1
+    min_episodes: Annotated[int, 2, 10**6] = 5  # before a decision: with the learner in them
+    window: Annotated[int, 2, 10**6] = 10  # how many returns count in a decision, the newest
     z_advance: Annotated[float, 0.0, 100.0] = 0.5  # automatic: standard errors above the threshold
     z_retreat: Annotated[float, 0.0, 100.0] = 1.0  # automatic: standard errors below it
-    tolerance: Annotated[float, 0.0, 1.0] = 0.05  # accepted loss, a share of the guide's lead
+    tolerance: Annotated[float, 0.0, 1.0] = 0.05  # accepted loss, see the thresholds above
     offline_ratio: Annotated[float, 0.0, 1.0] = 0.25  # share of each online batch from the data set
     online_window: Annotated[int, 1, 10**9] = 100_000  # only the newest so many are sampled
     normalize_returns: bool = False  # rewards * 1000 / (highest - lowest return in the data)
@@ -160,11 +166,8 @@ PAPER_SETTINGS = {
     "pointmaze": MAZE | {"actor_lr_decay": True, "eval_episodes": 24},
 }
 
-NETWORKS = "iql"  # scripts with the same word here accept each other's offline.pt
-ONLINE_ONLY = (
-    "guide.",
-    "_extra_state",
-)  # entries of the agent that begin at the switch, and are not in an offline.pt
+NETWORKS = "iql"  # scripts with this word and equal sizes accept each other's offline.pt
+ONLINE_ONLY = ("guide.", "_extra_state")  # parts of the agent that begin at the switch
 METRICS = ["value_loss", "critic_loss", "actor_loss", "q", "v", "advantage", "weight"]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
 KEYS += ["online/episode_return", "online/episode_length"]
@@ -200,11 +203,11 @@ class Actor(nn.Module):
         for layer in self.mean:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
-                x = F.dropout(x, dropout)
+                x = F.dropout(x, dropout)  # also when acting, but then the rate is 0
         return torch.tanh(x), self.log_std.clamp(-5.0, 2.0)
 
     def log_prob(self, obs: torch.Tensor, actions: torch.Tensor, dropout: float) -> torch.Tensor:
-        """Log-density of actions (B, act_dim): (B,). The Gaussian itself is not squashed."""
+        """Log-density of actions (B, act_dim): (B,). Only the mean is squashed, not the sample."""
         mean, log_std = self(obs, dropout)
         z = (actions - mean) * torch.exp(-log_std)
         return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
@@ -285,112 +288,126 @@ def wilson(share: float, number: int, z: float) -> tuple[float, float]:
 
 def newcombe(first: list[float], second: list[float], z: float) -> tuple[float, float]:
     """Newcombe's bounds of the difference of two means of 0s and 1s: the errors of both count."""
-    share, other = np.mean(first), np.mean(second)
-    low, high = wilson(share, len(first), z)
-    other_low, other_high = wilson(other, len(second), z)
-    lower = share - other - math.hypot(share - low, other_high - other)
-    upper = share - other + math.hypot(high - share, other - other_low)
+    p, q = np.mean(first), np.mean(second)
+    p_low, p_high = wilson(p, len(first), z)
+    q_low, q_high = wilson(q, len(second), z)
+    lower = p - q - math.hypot(p - p_low, q_high - q)
+    upper = p - q + math.hypot(p_high - p, q - q_low)
     return lower, upper
 
 
 @dataclasses.dataclass
 class Gate:
-    """How much of an episode is the guide's. All returns are raw and undiscounted."""
+    """Decides for how many steps of an episode the guide acts. Returns are raw, undiscounted."""
 
     args: Args
     stage: int = 0  # k: 0 the guide alone ... n the learner alone
     random_return: float = 0.0  # J_r, where the data set tells it
-    guide: list = dataclasses.field(default_factory=list)  # [return, length, solved] per episode
-    returns: list = dataclasses.field(default_factory=list)  # since the stage was entered
-    acted: int = 0  # in how many episodes since then the learner acted
+    guide_returns: list = dataclasses.field(default_factory=list)  # of its own episodes
+    guide_lengths: list = dataclasses.field(default_factory=list)  # of these, in steps
+    solved_lengths: list = dataclasses.field(default_factory=list)  # of the solved ones among them
+    returns: list = dataclasses.field(default_factory=list)  # of this stage, the newest --window
+    learner_episodes: int = 0  # episodes of this stage in which the learner acted
     evaluations: list = dataclasses.field(default_factory=list)  # curriculum: returns, the last 5
     best: float = 0.0  # curriculum: the best mean of 5 evaluations so far, at first the guide's
 
     def calibrated(self) -> bool:
-        """Whether the guide has shown enough: from then on the learner's policy trains."""
-        return self.args.schedule == "direct" or len(self.guide) >= self.args.calibration_episodes
+        """Whether enough is known of the guide: from then on the learner's policy trains."""
+        known = len(self.guide_returns) >= self.args.calibration_episodes
+        return known or self.args.schedule == "direct"
+
+    def horizon(self, stage: int) -> float:
+        """h, the number of steps that the guide acts at a stage."""
+        if stage == 0:
+            return math.inf
+        lengths = self.solved_lengths or self.guide_lengths
+        if not lengths:  # direct: the guide has no episodes
+            return 0
+        mean = np.mean(lengths)
+        h = round(mean * (1 - stage / self.args.stages))
+        return min(h, math.ceil(mean) - 1)  # with very many stages, the learner acts all the same
 
     def horizons(self) -> list[float]:
-        """The numbers of guide steps h that an episode may have now."""
-        if self.stage == 0:
-            return [math.inf]
-        lengths = [length for _, length, solved in self.guide if solved]
-        if not lengths:
-            lengths = [length for _, length, _ in self.guide] or [0]
-        stages = [self.stage]
-        if self.args.schedule == "random":
-            stages = range(1, self.args.stages + 1)
-        return [round(np.mean(lengths) * (1 - k / self.args.stages)) for k in stages]
-
-    def guide_returns(self) -> list[float]:
-        """Of every episode of the guide alone."""
-        return [value for value, _, _ in self.guide]
+        """What h may be in an episode of this stage."""
+        if self.args.schedule == "random" and self.stage > 0:
+            return [self.horizon(stage) for stage in range(1, self.args.stages + 1)]
+        return [self.horizon(self.stage)]
 
     def move(self, stage: int) -> None:
-        """Enter a stage: what was seen at another one no longer counts."""
+        """Enter a stage: returns that were seen at another one no longer count."""
         self.stage = stage
         self.returns = []
-        self.acted = 0
+        self.learner_episodes = 0
 
     def bounds(self) -> tuple[float, float, float]:
-        """Bounds of this stage's mean return (the guide's own error counts, too), and threshold."""
-        args, guide = self.args, self.guide_returns()
+        """Lower and upper bound of this stage's mean return, and the threshold for both.
+
+        The guide's mean is an estimate, too: its error is in both bounds."""
+        args, guide = self.args, self.guide_returns
         guide_mean = np.mean(guide)
         if {*guide, *self.returns} <= {0.0, 1.0}:
             lower, _ = newcombe(self.returns, guide, args.z_advance)
             _, upper = newcombe(self.returns, guide, args.z_retreat)
             return guide_mean + lower, guide_mean + upper, guide_mean - args.tolerance
         mean, guide_std = np.mean(self.returns), np.std(guide, ddof=1)
-        std = max(np.std(self.returns, ddof=1), 0.25 * guide_std)  # equal returns are no certainty
+        std = max(np.std(self.returns, ddof=1), 0.25 * guide_std)  # equal returns are not certain
         error = math.sqrt(std**2 / len(self.returns) + guide_std**2 / len(guide))
-        threshold = guide_mean - args.tolerance * abs(guide_mean - self.random_return)
-        return mean - args.z_advance * error, mean + args.z_retreat * error, threshold
+        lower = mean - args.z_advance * error
+        upper = mean + args.z_retreat * error
+        return lower, upper, guide_mean - args.tolerance * abs(guide_mean - self.random_return)
 
-    def decision(self, estimate: float, threshold: float, verdict: int) -> dict[str, float]:
+    def log_row(self, estimate: float, threshold: float, verdict: int) -> dict[str, float]:
         """What is logged of a decision; verdict 1: advance, 0: hold, -1: retreat."""
-        logged = {"online/gate_estimate": estimate, "online/gate_threshold": threshold}
-        return logged | {"online/gate_verdict": verdict}
+        row = {"online/gate_estimate": estimate, "online/gate_threshold": threshold}
+        return row | {"online/gate_verdict": verdict}
 
     def after_episode(self, stats: dict, solved: bool, guide_share: float) -> dict[str, float]:
-        """Take in a finished training episode and decide; what went into it is returned."""
-        value = float(stats["r"])
-        self.returns = [*self.returns, value][-self.args.window :]
-        if guide_share < 1:
-            self.acted += 1
+        """Take in a finished training episode, and decide; what is to be logged."""
+        args, value = self.args, float(stats["r"])
+        self.returns.append(value)
+        self.returns = self.returns[-args.window :]
         if self.stage == 0:
-            self.guide.append([value, int(stats["l"]), solved])
-            if self.calibrated() and len(self.returns) >= self.args.min_episodes:
-                self.best = float(np.mean(self.guide_returns()))
+            self.guide_returns.append(value)
+            self.guide_lengths.append(int(stats["l"]))
+            if solved:
+                self.solved_lengths.append(int(stats["l"]))
+            if self.calibrated() and len(self.returns) >= args.min_episodes:
+                self.best = float(np.mean(self.guide_returns))
                 self.move(1)
             return {}
-        if self.args.schedule != "automatic" or self.acted < self.args.min_episodes:
+        if guide_share < 1:
+            self.learner_episodes += 1
+        if args.schedule != "automatic" or self.learner_episodes < args.min_episodes:
             return {}
-        mean = np.mean(self.returns)
+        estimate = np.mean(self.returns)
         lower, upper, threshold = self.bounds()
         verdict = 0
         if lower >= threshold:
             verdict = 1
         elif upper < threshold:
             verdict = -1
-        if verdict != 0 and self.stage + verdict <= self.args.stages:
+        if verdict != 0 and self.stage + verdict <= args.stages:
             self.move(self.stage + verdict)
         bounds = {"online/gate_lower": lower, "online/gate_upper": upper}
-        return bounds | self.decision(mean, threshold, verdict)
+        return bounds | self.log_row(estimate, threshold, verdict)
 
     def after_evaluation(self, value: float) -> dict[str, float]:
-        """For `curriculum`: the same with the mean return of guide and learner in an evaluation."""
-        if self.stage == 0:  # the guide alone: what it returns is known from its own episodes
+        """curriculum: take in the mean return of an evaluation, and decide; what is to be logged.
+
+        The last 5 may be of several stages. At stage 0 an evaluation is of the guide alone."""
+        if self.args.schedule != "curriculum" or self.stage == 0:
             return {}
-        self.evaluations = [*self.evaluations, value][-5:]
+        self.evaluations.append(value)
+        self.evaluations = self.evaluations[-5:]
         if len(self.evaluations) < 5:
             return {}
-        average = float(np.mean(self.evaluations))
+        estimate = float(np.mean(self.evaluations))
         threshold = self.best - self.args.tolerance * abs(self.best)
-        self.best = max(self.best, average)
-        verdict = int(average >= threshold)
-        if verdict:
-            self.move(min(self.stage + 1, self.args.stages))
-        return self.decision(average, threshold, verdict)
+        self.best = max(self.best, estimate)
+        if estimate < threshold:
+            return self.log_row(estimate, threshold, 0)
+        self.move(min(self.stage + 1, self.args.stages))
+        return self.log_row(estimate, threshold, 1)
 
 
 class Agent(nn.Module):
@@ -400,7 +417,7 @@ class Agent(nn.Module):
         super().__init__()
         self.args = args
         self.actor = Actor(obs_dim, act_dim)
-        self.guide = copy.deepcopy(self.actor).requires_grad_(False)  # the policy at the switch
+        self.guide = copy.deepcopy(self.actor).requires_grad_(False)  # from the switch on
         self.value = mlp(obs_dim, 1)
         self.critic = Critic(args.num_critics, obs_dim, act_dim)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -436,7 +453,7 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: torch.Tensor, deterministic: bool, guided: bool = False) -> torch.Tensor:
-        """Action in [-1, 1] for one observation: the guide's mean, the learner's or its sample."""
+        """Action in [-1, 1]: the guide's mean, or else the learner's mean or a sample."""
         if guided:
             return self.guide(obs)[0]
         mean, log_std = self.actor(obs)
@@ -448,22 +465,22 @@ class Agent(nn.Module):
         """Sum of the three losses, each with gradients to its own network; and what to log."""
         obs, actions, args = batch["obs"], batch["actions"], self.args
         with torch.no_grad():
-            target_q = self.critic_target(obs, actions).amin(0)  # (E, B) -> (B,)
-            next_value = self.value(batch["next_obs"]).squeeze(-1)
-            target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_value
+            min_q = self.critic_target(obs, actions).amin(0)  # (E, B) -> (B,)
+            next_v = self.value(batch["next_obs"]).squeeze(-1)
+            td_target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_v
 
-        value = self.value(obs).squeeze(-1)
-        u = target_q - value  # the advantage of the data's action
-        value_loss = (torch.where(u > 0, args.expectile, 1 - args.expectile) * u.square()).mean()
-        weights = torch.exp(args.beta * u.detach()).clamp(max=100.0)  # no single action may rule
-        actor_loss = -(weights * self.actor.log_prob(obs, actions, args.dropout)).mean()
+        v = self.value(obs).squeeze(-1)
+        u = min_q - v  # the advantage of the data's action
+        asymmetry = torch.where(u > 0, args.expectile, 1 - args.expectile)
+        value_loss = (asymmetry * u.square()).mean()
+        weight = torch.exp(args.beta * u.detach()).clamp(max=100.0)  # no action may dominate
+        actor_loss = -(weight * self.actor.log_prob(obs, actions, args.dropout)).mean()
         q = self.critic(obs, actions)  # (E, B)
-        critic_loss = (q - target).square().mean(1).sum()
+        critic_loss = (q - td_target).square().mean(1).sum()
 
         metrics = {"value_loss": value_loss, "critic_loss": critic_loss, "actor_loss": actor_loss}
-        metrics |= {"q": q.mean(), "v": value.mean(), "advantage": u.mean()}
-        metrics |= {"weight": weights.mean()}
-        loss = value_loss + actor_loss + critic_loss
+        metrics |= {"q": q.mean(), "v": v.mean(), "advantage": u.mean(), "weight": weight.mean()}
+        loss = value_loss + actor_loss + critic_loss  # Adam treats each parameter by itself
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def set_actor_lr(self, learning_rate: float) -> None:
@@ -471,7 +488,9 @@ class Agent(nn.Module):
         self.optimizer.param_groups[0]["lr"] = learning_rate
 
     def update(self, batch: Tensors, train_actor: bool = True) -> Tensors:
-        """One gradient step (the learner's policy may rest), then the target critic follows."""
+        """One gradient step on all networks, then the target critic follows.
+
+        Without `train_actor`, the learner's policy stays as it is."""
         self.optimizer.zero_grad()
         loss, metrics = self.compiled_loss(batch)
         loss.backward()
@@ -484,7 +503,7 @@ class Agent(nn.Module):
 
 
 def return_scale(rewards: np.ndarray, ends: np.ndarray) -> float:
-    """1000 / (highest - lowest episode return); rewards (N,), ends (episodes,) as in load_data."""
+    """1000 / (highest - lowest episode return) of rewards (N,); ends: see read_episodes."""
     returns = np.add.reduceat(rewards, np.r_[0, ends[:-1]], dtype=np.float64)
     if returns.min() == returns.max():
         fail("all episodes have the same return: give --no-normalize-returns")
@@ -492,7 +511,7 @@ def return_scale(rewards: np.ndarray, ends: np.ndarray) -> float:
 
 
 def mixture(agent: Agent, env: gym.Env, horizons: list[float]):
-    """What is deployed, for Run.evaluate: in its i-th episode the guide acts horizons[i] steps."""
+    """Guide and learner together, for Run.evaluate: its episodes take the horizons in turn."""
     first = env.episode_count
 
     def act(obs: torch.Tensor, deterministic: bool) -> torch.Tensor:
@@ -533,19 +552,20 @@ def main(args: Args) -> None:
         agent.set_actor_lr(args.learning_rate)
         run.evaluate(agent.act, eval_env)
         run.end_offline()
-    if run.step == 0:  # later checkpoints hold the result
+    if run.step == 0:  # a later checkpoint already holds guide and gate
         agent.jump_start(random_return=references[0] if references else 0.0)
     gate = agent.gate
 
     # ---- online: environment steps 1, ..., online_steps
-    obs, _ = env.reset(seed=run.seed(0, run.episode))
+    obs, _ = env.reset(seed=run.seed("training", run.episode))
     for step in run.steps("online"):
         length = env.episode_lengths  # so far
-        if length == 0:  # an episode begins; its h is fixed
-            solved, stage, horizons = False, gate.stage, gate.horizons()
-            horizon = horizons[run.seed(3, run.episode) % len(horizons)]
-        action = agent.act(torch.from_numpy(obs).to(device), False, guided=length < horizon)
-        action = action.cpu().numpy()
+        if length == 0:  # an episode begins: its h is chosen
+            solved, stage = False, gate.stage
+            horizons = gate.horizons()
+            horizon = horizons[run.seed("horizon", run.episode) % len(horizons)]
+        guided = length < horizon
+        action = agent.act(torch.from_numpy(obs).to(device), False, guided).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
         reward = scale * float(reward) + args.reward_bias
         solved = solved or bool(info.get("success", False))
@@ -560,16 +580,15 @@ def main(args: Args) -> None:
         if step % args.eval_every == 0 or step == args.online_steps:
             deployed = run.evaluate(mixture(agent, eval_env, gate.horizons()), eval_env)
             run.evaluate(agent.act, eval_env, "eval_learner", "learner")
-            if args.schedule == "curriculum":
-                decision = gate.after_evaluation(deployed["return"])
-                if decision:
-                    run.log(decision)
+            decision = gate.after_evaluation(deployed["return"])
+            if decision:
+                run.log(decision)
         if terminated or truncated:
             share = min(horizon / (length + 1), 1.0)
             decision = gate.after_episode(info["episode"], solved, share)
             run.log({"online/stage": stage, "online/guide_share": share} | decision)
             run.end_episode(info["episode"])
-            obs, _ = env.reset(seed=run.seed(0, run.episode))
+            obs, _ = env.reset(seed=run.seed("training", run.episode))
     run.finish()
 
 
@@ -580,9 +599,10 @@ SCRIPT = Path(__file__)
 BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
+SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, for mujoco/* data, which name none: D4RL v2,
-# measured on gym's v2 tasks.
+# Mean returns of a random policy and of an expert, for data of these families that name none: those
+# of D4RL v2, measured on gym's v2 tasks.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),
@@ -619,7 +639,7 @@ def device_of(args: Args) -> torch.device:
 
 
 def check_memory(size: float, purpose: str, args: Args) -> None:
-    """Refuse `size` bytes for a purpose where the machine, or the GPU, has less in all."""
+    """Refuse `size` bytes for a purpose if the machine, or the GPU, has less memory in total."""
     device = device_of(args)
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
@@ -715,10 +735,7 @@ def read_episodes(
     Rewards are raw, actions rescaled to [-1, 1]. An episode of T steps has T + 1 observations, so
     the last transition is kept even where a time limit cut the episode."""
     box = dataset.action_space
-    obs_dim, total = gym.spaces.flatdim(dataset.observation_space), int(dataset.total_steps)
-    shapes = {"obs": (obs_dim,), "actions": box.shape, "rewards": ()}
-    shapes |= {"next_obs": (obs_dim,), "terminations": ()}
-    columns = {name: np.empty((total, *shape), np.float32) for name, shape in shapes.items()}
+    parts = {"obs": [], "actions": [], "rewards": [], "next_obs": [], "terminations": []}
     ends, farthest = [0], 0.0
     for episode in dataset.iterate_episodes():
         obs = flatten(dataset.observation_space, episode.observations)
@@ -729,16 +746,18 @@ def read_episodes(
         if success_ends_episode:
             success = np.asarray((episode.infos or {}).get("success", episode.rewards > 0), bool)
             success = success[-length:]  # infos may have an entry for the reset, too
-            length = min([length, *np.flatnonzero(success)[:1] + 1])
             terminations = terminations | success
-        rows = slice(ends[-1], ends[-1] + length)
-        columns["obs"][rows], columns["next_obs"][rows] = obs[:length], obs[1 : length + 1]
+            if success.any():
+                length = int(success.argmax()) + 1
         actions = 2 * (episode.actions[:length] - box.low) / (box.high - box.low) - 1
         farthest = max(farthest, np.abs(actions).max())
-        columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # tanh never reaches 1
-        columns["rewards"][rows] = episode.rewards[:length]
-        columns["terminations"][rows] = terminations[:length]
-        ends.append(rows.stop)
+        parts["obs"].append(obs[:length])
+        # A policy that is squashed by a tanh has no density at the ends of the box.
+        parts["actions"].append(actions.clip(-1 + 1e-5, 1 - 1e-5))
+        parts["rewards"].append(episode.rewards[:length])
+        parts["next_obs"].append(obs[1 : length + 1])
+        parts["terminations"].append(terminations[:length])
+        ends.append(ends[-1] + length)
     if ends[-1] == 0:
         fail("the data set holds no transition")
     if farthest > 3.0:
@@ -747,7 +766,8 @@ def read_episodes(
         )
     if farthest > 1.001:
         print(f"note: actions outside their box (up to {farthest:.3g} half-widths) are clipped")
-    return {name: column[: ends[-1]] for name, column in columns.items()}, np.array(ends[1:])
+    columns = {name: np.concatenate(part, dtype=np.float32) for name, part in parts.items()}
+    return columns, np.array(ends[1:])
 
 
 def leads_elsewhere(x) -> bool:
@@ -785,7 +805,7 @@ def registered(spec: str) -> EnvSpec:
 def task_of(metadata: dict, success_ends_episode: bool) -> EnvSpec:
     """The task of the data: the evaluation variant where there is one (a maze's start and goal).
 
-    It is mirrored back where its walls are the mirror image of the data's, as in Minari's umaze."""
+    In Minari's umaze its walls are the mirror image of the data's: then it is mirrored back."""
     specs = [metadata[key] for key in ("env_spec", "eval_env_spec") if metadata.get(key)]
     if not specs:
         fail("the data set names no environment: create it with the argument env=...")
@@ -869,8 +889,8 @@ def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, t
     print(f"data: {args.dataset_id}, {len(ends)} episodes, {ends[-1]} transitions, task {task.id}")
     if args.batch_size > ends[-1]:
         fail(f"--batch-size {args.batch_size} is more than the {ends[-1]} transitions of the data")
-    width = sum(column[0].size for column in columns.values())
-    need = 4.0 * width * (ends[-1] + args.online_steps)
+    size = sum(column.nbytes for column in columns.values())
+    need = size * (2 + args.online_steps / ends[-1])  # columns, and their copy in the buffer
     check_memory(need, f"the data set and --online-steps {args.online_steps}", args)
     return columns, ends, task, references_of(args.dataset_id, metadata)
 
@@ -898,7 +918,7 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def load_checkpoint(path: str) -> dict:
-    """A checkpoint: plain tensors, numbers and strings. Nothing in it is ever run as code."""
+    """Read a checkpoint: plain tensors, numbers and strings. Nothing in it is run as code."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if type(state) is not dict:
@@ -919,8 +939,9 @@ def load_checkpoint(path: str) -> dict:
 def check_like(saved, own, name: str, status: int = 2) -> None:
     """Refuse an entry of a checkpoint that is not what this run would write in its place.
 
-    That is: the same keys, types, shapes, finite numbers. `name` says where the entry stands."""
-    if own is None or isinstance(own, list) and not own:  # gathered by a run: nothing yet, numbers
+    That is: the same keys, types, shapes, finite numbers. `name` says where the entry stands. Where
+    this run has None or an empty list, nothing is known but that it will hold finite numbers."""
+    if own is None or isinstance(own, list) and not own:
         numbers = [] if saved is None else np.ravel(np.array(saved, dtype=object))
         if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
             fail(f"{name} holds something else than finite numbers", status)
@@ -965,7 +986,7 @@ class Run:
             "data": hashlib.sha256(data).hexdigest(),
             "code": hashlib.sha256(SCRIPT.read_bytes()).hexdigest(),
         }
-        self.asked, self.writing = 0, True  # a signal from now on waits for the first latest.pt
+        self.signal, self.writing = 0, True  # a signal from now on waits for the first latest.pt
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.interrupt)
         self.files, self.is_new_directory = {}, False
@@ -978,6 +999,7 @@ class Run:
             versions = {name: importlib.metadata.version(name) for name in PACKAGES}
             size = {"transitions": buffer.offline_size, "commit": git_commit()}
             write_json(self.dir / "config.json", self.identity | vars(args) | versions | size)
+            self.tick = time.perf_counter()  # the clock of a phase leaves out what came before it
             self.snapshot = self.state()
             self.write_latest(self.snapshot)
         except (SystemExit, OSError):  # refused, or the disk is full: leave nothing behind
@@ -1031,9 +1053,10 @@ class Run:
         self.seconds[self.phase] += time.perf_counter() - self.tick
         self.tick = time.perf_counter()
 
-    def seed(self, *key: int) -> int:
-        """A seed for each key, the same in every run with this --seed."""
-        return int(np.random.SeedSequence([self.args.seed, *key]).generate_state(1)[0])
+    def seed(self, purpose: str, *numbers: int) -> int:
+        """A seed for each purpose and numbers, the same in every run with this --seed."""
+        key = [self.args.seed, SEED_PURPOSES.index(purpose), *numbers]
+        return int(np.random.SeedSequence(key).generate_state(1)[0])
 
     def log(self, values: dict[str, float]) -> None:
         """Scalars to TensorBoard, and all that do not depend on the clock to metrics.csv."""
@@ -1066,10 +1089,10 @@ class Run:
     def evaluate(self, act, env: gym.Env, prefix="eval", policy="actor") -> dict[str, float]:
         """--eval-episodes deterministic episodes: a row each in eval.csv, means as `prefix`/..."""
         self.lap()
-        device, stream = self.buffer.rows.device, 2 if self.step > 0 else 1
+        device = self.buffer.rows.device
         returns, successes = [], []  # one entry per episode; no successes if the task tells none
         for episode in range(self.args.eval_episodes):
-            seed = self.seed(stream, abs(self.step), episode)
+            seed = self.seed(f"evaluation {self.phase}", abs(self.step), episode)
             success = None
             obs, info = env.reset(seed=seed)
             while "episode" not in info:
@@ -1119,7 +1142,7 @@ class Run:
         self.write_latest(self.snapshot)
 
     def checkpoint(self) -> None:
-        """Call wherever the run can be resumed; writes latest.pt every --checkpoint-every steps."""
+        """Call where a run can go on: keeps a snapshot, and writes it every --checkpoint-every."""
         due = self.step - self.saved >= self.args.checkpoint_every
         if due or self.phase == "online" or self.step % LOG_EVERY == 0:
             self.snapshot = self.state()
@@ -1127,7 +1150,7 @@ class Run:
             self.write_latest(self.snapshot)
 
     def networks(self) -> dict:
-        """What a checkpoint holds of the agent. Moments that Adam has not begun yet are zeros."""
+        """What a checkpoint holds of the agent. Adam's moments are 0 before its first step."""
         optimizer = self.agent.optimizer
         for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
             if not optimizer.state[parameter]:
@@ -1137,7 +1160,7 @@ class Run:
         return {"agent": dict(self.agent.state_dict()), "optimizer": optimizer.state_dict()}
 
     def state(self) -> dict:
-        """A copy of all that a resumed run needs but the online transitions."""
+        """A copy of all that a resumed run needs, except the online transitions."""
         self.lap()
         state = self.identity | {"args": vars(self.args), "phase": self.phase, "step": self.step}
         state |= {"episode": self.episode, "seconds": self.seconds, "rng": [torch.get_rng_state()]}
@@ -1148,27 +1171,28 @@ class Run:
         return copy.deepcopy(state | self.networks())
 
     def write_latest(self, state: dict) -> None:
-        """Replace latest.pt, after the rows of the logs that it counts on have reached the disk."""
+        """Replace latest.pt, if all is finite; the logs that it counts on are synced first."""
         for name in ("agent", "optimizer"):
             where = f"diverged at {state['phase']} step {state['step']}: {name}"
             check_like(state[name], state[name], where, status=3)
         self.writing = True
         for file in self.files.values():
             os.fsync(file.fileno())
-        start, size = self.buffer.offline_size, self.buffer.size
-        count = size - start if state["phase"] == "done" else state["online_size"]
-        online = self.buffer.rows[start : start + count].clone()
+        start = self.buffer.offline_size
+        # A clone: of a slice, torch would save the whole table.
+        online = self.buffer.rows[start : start + state["online_size"]].clone()
         write(self.dir / "latest.pt", lambda file: torch.save(state | {"online": online}, file))
         self.saved, self.writing = state["step"], False
-        if self.asked:
-            self.interrupt(self.asked, None)
+        if self.signal:
+            self.interrupt(self.signal, None)
 
     def interrupt(self, number: int, _) -> None:
         """Signal handler: keep the last snapshot and end at once, whatever the run is doing."""
-        self.asked = number
+        self.signal = number
         if self.writing:  # write_latest comes back here
             return
-        status, self.asked = 128 + number, 0
+        self.signal = 0
+        status = 128 + number
         try:
             self.write_latest(self.snapshot)
             latest = self.dir / "latest.pt"
@@ -1226,7 +1250,8 @@ class Run:
         if not torch.is_tensor(online) or online.dim() == 0 or len(online) < size:
             fail(f"{path} does not hold its {size} online transitions")
         check_like(online, torch.zeros(len(online), width), f"{path}: online")
-        self.buffer.rows[self.buffer.size :][:size] = online[:size].to(self.buffer.rows.device)
+        start = self.buffer.offline_size
+        self.buffer.rows[start : start + size] = online[:size].to(self.buffer.rows.device)
         self.buffer.size += size
         for name, offset in state["offsets"].items():
             if not 0 < offset <= os.path.getsize(self.dir / name):
@@ -1240,7 +1265,8 @@ class Run:
         self.phase, self.step, self.episode = state["phase"], step, state["episode"]
         self.seconds = state["seconds"]
         for name, offset in state["offsets"].items():
-            self.files[name].seek(self.files[name].truncate(offset))
+            self.files[name].truncate(offset)
+            self.files[name].seek(offset)
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
@@ -1374,7 +1400,7 @@ def parse_args(argv: list[str]) -> Args:
 
 
 def cli(argv: list[str]) -> None:
-    """The whole program. Trouble with files or memory that nothing else answers gets a sentence."""
+    """The whole program. Trouble with files or memory that nobody expected gets a sentence, too."""
     sys.stdout.reconfigure(line_buffering=True)
     try:
         main(parse_args(argv))

@@ -3,25 +3,25 @@
 Paper: Sobol Mark, Ghadirzadeh, Chen, Finn, 2022, OpenReview 2x8EKbGU51k. Policies that were trained
 to stay close to data explore little, and switching to a bolder objective for fine-tuning can
 destroy them. O3F keeps the offline objective as it is and changes one thing: which action is tried
-online. Around the policy's action a it draws N small perturbations, and executes the one that the
-ensemble of m critics likes best:
+online. Around the policy's action b it draws N small perturbations, and executes the one that the
+ensemble of m critics (--num-critics) likes best:
 
-    c_i = clip(a + sigma eps_i, -1, 1)                       a ~ pi(. | s), eps_i ~ N(0, I), i <= N
+    c_i = clip(b + sigma eps_i, -1, 1)                       b ~ pi(. | s), eps_i ~ N(0, I), i <= N
     f_i = mean_j Q_j(s, c_i) + omega std_j Q_j(s, c_i)       over the critics j = 1, ..., m
     execute and store c_k,  k = argmax_i f_i                 std: of the population
 
-The perturbations are small, so the critics are asked about actions just outside the data only. The
-losses are IQL's; for a transition (s, a, r, s', d), d = 1 at a true end, and target critics Qt_j:
+The perturbations are small, so the critics are asked about actions near the policy's only. The
+losses are IQL's; for a transition (s, a, r, s', d), d = 1 at a true end, target critics Qt_j, and
+an expectile e:
 
     value     L_V = E[ |e - 1(u < 0)| u^2 ]                              u = min_j Qt_j(s, a) - V(s)
-    actor     L_A = -E[ min(exp(beta u), 100) log pi(a | s) ]            no gradient through u
-    critic    L_Q = sum_j E[ (r + gamma (1 - d) V(s') - Q_j(s, a))^2 ]   no gradient through V(s')
+    actor     L_A = -E[ min(exp(beta u), 100) log pi(a | s) ]
+    critic    L_Q = sum_j E[ (r + gamma (1 - d) V(s') - Q_j(s, a))^2 ]
 
-What changes at the switch: the policy is joined by the search above while it collects data; all
-else is as in iql.py.
-
---exploration gives comparators: noise (the paper's: one perturbation, no choice) and plain (ours:
-the policy's own sample). Evaluated is the policy alone, which the paper trains; what the search
+Each loss trains the network that it is named after; what other networks say is a constant to it.
+What changes at the switch: the actions that collect data come from the search above; all else is as
+in iql.py. --exploration gives comparators: noise (the paper's: one perturbation, no choice) and
+plain (ours: b itself). Evaluated is the mean of the policy, without the search; what the search
 achieves is online/episode_return.
 
 Parent: iql.py; `diff iql.py o3f.py` is the method. Measured: docs/o3f.md, with commands, seeds and
@@ -29,7 +29,7 @@ curves.
 
 The paper is at odds with itself on omega: its section 5.3 says that omega = 1 helps on
 halfcheetah-medium and hurts on kitchen-mixed, its section 6.3 and figure 6 say the opposite. The
-default is its 0.
+default is 0.
 
 No code of the authors is known. From the paper: m = 5, N = 100, sigma, omega = 0, a sample as the
 centre. Ours, where the paper is silent, and deviations:
@@ -127,10 +127,10 @@ class Args:
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of all networks
     actor_lr_decay: bool = False  # the actor's step size falls to 0 over the offline phase
     num_critics: Annotated[int, 1, 100] = 5  # targets and advantages take the minimum over them
-    expectile: Annotated[float, 0.01, 0.999] = 0.7  # of Q that V estimates: 0.5 is the mean
-    beta: Annotated[float, 0.0, 1e3] = 3.0  # inverse temperature of the weights; 0 clones the data
+    expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
+    beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
     dropout: Annotated[float, 0.0, 0.99] = 0.0  # dropout rate inside the actor's loss
-    exploration: Literal["o3f", "noise", "plain"] = "o3f"  # best candidate, a random one, none
+    exploration: Literal["o3f", "noise", "plain"] = "o3f"  # best of N, a single one, none
     num_candidates: Annotated[int, 1, 10_000] = 100  # perturbed actions to choose from at each step
     sigma: Annotated[float, 0.0, 10.0] = 0.2  # standard deviation of the perturbations
     omega: Annotated[float, -1e6, 1e6] = 0.0  # weight of the critics' disagreement in the score
@@ -153,8 +153,8 @@ PAPER_SETTINGS = {
     "pointmaze": MAZE | {"actor_lr_decay": True, "eval_episodes": 24},
 }
 
-NETWORKS = "iql"  # scripts with the same word here accept each other's offline.pt
-ONLINE_ONLY = ()  # entries of the agent that begin at the switch, and are not in an offline.pt
+NETWORKS = "iql"  # scripts with this word and equal sizes accept each other's offline.pt
+ONLINE_ONLY = ()  # parts of the agent that begin at the switch; an offline.pt is without them
 METRICS = ["value_loss", "critic_loss", "actor_loss", "q", "v", "advantage", "weight"]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
 KEYS += ["online/episode_return", "online/episode_length"]
@@ -186,11 +186,11 @@ class Actor(nn.Module):
         for layer in self.mean:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
-                x = F.dropout(x, dropout)
+                x = F.dropout(x, dropout)  # also when acting, but then the rate is 0
         return torch.tanh(x), self.log_std.clamp(-5.0, 2.0)
 
     def log_prob(self, obs: torch.Tensor, actions: torch.Tensor, dropout: float) -> torch.Tensor:
-        """Log-density of actions (B, act_dim): (B,). The Gaussian itself is not squashed."""
+        """Log-density of actions (B, act_dim): (B,). Only the mean is squashed, not the sample."""
         mean, log_std = self(obs, dropout)
         z = (actions - mean) * torch.exp(-log_std)
         return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
@@ -289,12 +289,10 @@ class Agent(nn.Module):
     def explore(self, obs: torch.Tensor) -> torch.Tensor:
         """Action (act_dim,) to try online for one observation (obs_dim,)."""
         args = self.args
-        center = self.act(obs, deterministic=args.center == "mean")
+        center = self.act(obs, deterministic=(args.center == "mean"))
         if args.exploration == "plain":
             return center
-        count = args.num_candidates
-        if args.exploration == "noise":
-            count = 1
+        count = 1 if args.exploration == "noise" else args.num_candidates
         noise = torch.randn(count, len(center), device=obs.device)
         candidates = (center + args.sigma * noise).clamp(-1.0, 1.0)
         q = self.critic(obs.expand(count, -1), candidates)  # (E, count)
@@ -305,22 +303,22 @@ class Agent(nn.Module):
         """Sum of the three losses, each with gradients to its own network; and what to log."""
         obs, actions, args = batch["obs"], batch["actions"], self.args
         with torch.no_grad():
-            target_q = self.critic_target(obs, actions).amin(0)  # (E, B) -> (B,)
-            next_value = self.value(batch["next_obs"]).squeeze(-1)
-            target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_value
+            min_q = self.critic_target(obs, actions).amin(0)  # (E, B) -> (B,)
+            next_v = self.value(batch["next_obs"]).squeeze(-1)
+            td_target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_v
 
-        value = self.value(obs).squeeze(-1)
-        u = target_q - value  # the advantage of the data's action
-        value_loss = (torch.where(u > 0, args.expectile, 1 - args.expectile) * u.square()).mean()
-        weights = torch.exp(args.beta * u.detach()).clamp(max=100.0)  # no single action may rule
-        actor_loss = -(weights * self.actor.log_prob(obs, actions, args.dropout)).mean()
+        v = self.value(obs).squeeze(-1)
+        u = min_q - v  # the advantage of the data's action
+        asymmetry = torch.where(u > 0, args.expectile, 1 - args.expectile)
+        value_loss = (asymmetry * u.square()).mean()
+        weight = torch.exp(args.beta * u.detach()).clamp(max=100.0)  # no action may dominate
+        actor_loss = -(weight * self.actor.log_prob(obs, actions, args.dropout)).mean()
         q = self.critic(obs, actions)  # (E, B)
-        critic_loss = (q - target).square().mean(1).sum()
+        critic_loss = (q - td_target).square().mean(1).sum()
 
         metrics = {"value_loss": value_loss, "critic_loss": critic_loss, "actor_loss": actor_loss}
-        metrics |= {"q": q.mean(), "v": value.mean(), "advantage": u.mean()}
-        metrics |= {"weight": weights.mean()}
-        loss = value_loss + actor_loss + critic_loss
+        metrics |= {"q": q.mean(), "v": v.mean(), "advantage": u.mean(), "weight": weight.mean()}
+        loss = value_loss + actor_loss + critic_loss  # Adam treats each parameter by itself
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def set_actor_lr(self, learning_rate: float) -> None:
@@ -339,7 +337,7 @@ class Agent(nn.Module):
 
 
 def return_scale(rewards: np.ndarray, ends: np.ndarray) -> float:
-    """1000 / (highest - lowest episode return); rewards (N,), ends (episodes,) as in load_data."""
+    """1000 / (highest - lowest episode return) of rewards (N,); ends: see read_episodes."""
     returns = np.add.reduceat(rewards, np.r_[0, ends[:-1]], dtype=np.float64)
     if returns.min() == returns.max():
         fail("all episodes have the same return: give --no-normalize-returns")
@@ -370,14 +368,14 @@ def main(args: Args) -> None:
             run.evaluate(agent.act, eval_env)
         run.checkpoint()
 
-    # ---- the switch: nothing changes but where the data come from, and which action is tried
+    # ---- the switch: from here on the data set grows, by actions that explore() chooses
     if run.phase == "offline":
         agent.set_actor_lr(args.learning_rate)
         run.evaluate(agent.act, eval_env)
         run.end_offline()
 
     # ---- online: environment steps 1, ..., online_steps
-    obs, _ = env.reset(seed=run.seed(0, run.episode))
+    obs, _ = env.reset(seed=run.seed("training", run.episode))
     for step in run.steps("online"):
         action = agent.explore(torch.from_numpy(obs).to(device)).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
@@ -393,7 +391,7 @@ def main(args: Args) -> None:
             run.evaluate(agent.act, eval_env)
         if terminated or truncated:
             run.end_episode(info["episode"])
-            obs, _ = env.reset(seed=run.seed(0, run.episode))
+            obs, _ = env.reset(seed=run.seed("training", run.episode))
     run.finish()
 
 
@@ -404,9 +402,10 @@ SCRIPT = Path(__file__)
 BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
+SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, for mujoco/* data, which name none: D4RL v2,
-# measured on gym's v2 tasks.
+# Mean returns of a random policy and of an expert, for data of these families that name none: those
+# of D4RL v2, measured on gym's v2 tasks.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),
@@ -443,7 +442,7 @@ def device_of(args: Args) -> torch.device:
 
 
 def check_memory(size: float, purpose: str, args: Args) -> None:
-    """Refuse `size` bytes for a purpose where the machine, or the GPU, has less in all."""
+    """Refuse `size` bytes for a purpose if the machine, or the GPU, has less memory in total."""
     device = device_of(args)
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
@@ -539,10 +538,7 @@ def read_episodes(
     Rewards are raw, actions rescaled to [-1, 1]. An episode of T steps has T + 1 observations, so
     the last transition is kept even where a time limit cut the episode."""
     box = dataset.action_space
-    obs_dim, total = gym.spaces.flatdim(dataset.observation_space), int(dataset.total_steps)
-    shapes = {"obs": (obs_dim,), "actions": box.shape, "rewards": ()}
-    shapes |= {"next_obs": (obs_dim,), "terminations": ()}
-    columns = {name: np.empty((total, *shape), np.float32) for name, shape in shapes.items()}
+    parts = {"obs": [], "actions": [], "rewards": [], "next_obs": [], "terminations": []}
     ends, farthest = [0], 0.0
     for episode in dataset.iterate_episodes():
         obs = flatten(dataset.observation_space, episode.observations)
@@ -553,16 +549,18 @@ def read_episodes(
         if success_ends_episode:
             success = np.asarray((episode.infos or {}).get("success", episode.rewards > 0), bool)
             success = success[-length:]  # infos may have an entry for the reset, too
-            length = min([length, *np.flatnonzero(success)[:1] + 1])
             terminations = terminations | success
-        rows = slice(ends[-1], ends[-1] + length)
-        columns["obs"][rows], columns["next_obs"][rows] = obs[:length], obs[1 : length + 1]
+            if success.any():
+                length = int(success.argmax()) + 1
         actions = 2 * (episode.actions[:length] - box.low) / (box.high - box.low) - 1
         farthest = max(farthest, np.abs(actions).max())
-        columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # tanh never reaches 1
-        columns["rewards"][rows] = episode.rewards[:length]
-        columns["terminations"][rows] = terminations[:length]
-        ends.append(rows.stop)
+        parts["obs"].append(obs[:length])
+        # A policy that is squashed by a tanh has no density at the ends of the box.
+        parts["actions"].append(actions.clip(-1 + 1e-5, 1 - 1e-5))
+        parts["rewards"].append(episode.rewards[:length])
+        parts["next_obs"].append(obs[1 : length + 1])
+        parts["terminations"].append(terminations[:length])
+        ends.append(ends[-1] + length)
     if ends[-1] == 0:
         fail("the data set holds no transition")
     if farthest > 3.0:
@@ -571,7 +569,8 @@ def read_episodes(
         )
     if farthest > 1.001:
         print(f"note: actions outside their box (up to {farthest:.3g} half-widths) are clipped")
-    return {name: column[: ends[-1]] for name, column in columns.items()}, np.array(ends[1:])
+    columns = {name: np.concatenate(part, dtype=np.float32) for name, part in parts.items()}
+    return columns, np.array(ends[1:])
 
 
 def leads_elsewhere(x) -> bool:
@@ -609,7 +608,7 @@ def registered(spec: str) -> EnvSpec:
 def task_of(metadata: dict, success_ends_episode: bool) -> EnvSpec:
     """The task of the data: the evaluation variant where there is one (a maze's start and goal).
 
-    It is mirrored back where its walls are the mirror image of the data's, as in Minari's umaze."""
+    In Minari's umaze its walls are the mirror image of the data's: then it is mirrored back."""
     specs = [metadata[key] for key in ("env_spec", "eval_env_spec") if metadata.get(key)]
     if not specs:
         fail("the data set names no environment: create it with the argument env=...")
@@ -693,8 +692,8 @@ def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, t
     print(f"data: {args.dataset_id}, {len(ends)} episodes, {ends[-1]} transitions, task {task.id}")
     if args.batch_size > ends[-1]:
         fail(f"--batch-size {args.batch_size} is more than the {ends[-1]} transitions of the data")
-    width = sum(column[0].size for column in columns.values())
-    need = 4.0 * width * (ends[-1] + args.online_steps)
+    size = sum(column.nbytes for column in columns.values())
+    need = size * (2 + args.online_steps / ends[-1])  # columns, and their copy in the buffer
     check_memory(need, f"the data set and --online-steps {args.online_steps}", args)
     return columns, ends, task, references_of(args.dataset_id, metadata)
 
@@ -722,7 +721,7 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def load_checkpoint(path: str) -> dict:
-    """A checkpoint: plain tensors, numbers and strings. Nothing in it is ever run as code."""
+    """Read a checkpoint: plain tensors, numbers and strings. Nothing in it is run as code."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if type(state) is not dict:
@@ -743,8 +742,9 @@ def load_checkpoint(path: str) -> dict:
 def check_like(saved, own, name: str, status: int = 2) -> None:
     """Refuse an entry of a checkpoint that is not what this run would write in its place.
 
-    That is: the same keys, types, shapes, finite numbers. `name` says where the entry stands."""
-    if own is None or isinstance(own, list) and not own:  # gathered by a run: nothing yet, numbers
+    That is: the same keys, types, shapes, finite numbers. `name` says where the entry stands. Where
+    this run has None or an empty list, nothing is known but that it will hold finite numbers."""
+    if own is None or isinstance(own, list) and not own:
         numbers = [] if saved is None else np.ravel(np.array(saved, dtype=object))
         if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
             fail(f"{name} holds something else than finite numbers", status)
@@ -789,7 +789,7 @@ class Run:
             "data": hashlib.sha256(data).hexdigest(),
             "code": hashlib.sha256(SCRIPT.read_bytes()).hexdigest(),
         }
-        self.asked, self.writing = 0, True  # a signal from now on waits for the first latest.pt
+        self.signal, self.writing = 0, True  # a signal from now on waits for the first latest.pt
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.interrupt)
         self.files, self.is_new_directory = {}, False
@@ -802,6 +802,7 @@ class Run:
             versions = {name: importlib.metadata.version(name) for name in PACKAGES}
             size = {"transitions": buffer.offline_size, "commit": git_commit()}
             write_json(self.dir / "config.json", self.identity | vars(args) | versions | size)
+            self.tick = time.perf_counter()  # the clock of a phase leaves out what came before it
             self.snapshot = self.state()
             self.write_latest(self.snapshot)
         except (SystemExit, OSError):  # refused, or the disk is full: leave nothing behind
@@ -855,9 +856,10 @@ class Run:
         self.seconds[self.phase] += time.perf_counter() - self.tick
         self.tick = time.perf_counter()
 
-    def seed(self, *key: int) -> int:
-        """A seed for each key, the same in every run with this --seed."""
-        return int(np.random.SeedSequence([self.args.seed, *key]).generate_state(1)[0])
+    def seed(self, purpose: str, *numbers: int) -> int:
+        """A seed for each purpose and numbers, the same in every run with this --seed."""
+        key = [self.args.seed, SEED_PURPOSES.index(purpose), *numbers]
+        return int(np.random.SeedSequence(key).generate_state(1)[0])
 
     def log(self, values: dict[str, float]) -> None:
         """Scalars to TensorBoard, and all that do not depend on the clock to metrics.csv."""
@@ -890,10 +892,10 @@ class Run:
     def evaluate(self, act, env: gym.Env, prefix="eval", policy="actor") -> dict[str, float]:
         """--eval-episodes deterministic episodes: a row each in eval.csv, means as `prefix`/..."""
         self.lap()
-        device, stream = self.buffer.rows.device, 2 if self.step > 0 else 1
+        device = self.buffer.rows.device
         returns, successes = [], []  # one entry per episode; no successes if the task tells none
         for episode in range(self.args.eval_episodes):
-            seed = self.seed(stream, abs(self.step), episode)
+            seed = self.seed(f"evaluation {self.phase}", abs(self.step), episode)
             success = None
             obs, info = env.reset(seed=seed)
             while "episode" not in info:
@@ -943,7 +945,7 @@ class Run:
         self.write_latest(self.snapshot)
 
     def checkpoint(self) -> None:
-        """Call wherever the run can be resumed; writes latest.pt every --checkpoint-every steps."""
+        """Call where a run can go on: keeps a snapshot, and writes it every --checkpoint-every."""
         due = self.step - self.saved >= self.args.checkpoint_every
         if due or self.phase == "online" or self.step % LOG_EVERY == 0:
             self.snapshot = self.state()
@@ -951,7 +953,7 @@ class Run:
             self.write_latest(self.snapshot)
 
     def networks(self) -> dict:
-        """What a checkpoint holds of the agent. Moments that Adam has not begun yet are zeros."""
+        """What a checkpoint holds of the agent. Adam's moments are 0 before its first step."""
         optimizer = self.agent.optimizer
         for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
             if not optimizer.state[parameter]:
@@ -961,7 +963,7 @@ class Run:
         return {"agent": dict(self.agent.state_dict()), "optimizer": optimizer.state_dict()}
 
     def state(self) -> dict:
-        """A copy of all that a resumed run needs but the online transitions."""
+        """A copy of all that a resumed run needs, except the online transitions."""
         self.lap()
         state = self.identity | {"args": vars(self.args), "phase": self.phase, "step": self.step}
         state |= {"episode": self.episode, "seconds": self.seconds, "rng": [torch.get_rng_state()]}
@@ -972,27 +974,28 @@ class Run:
         return copy.deepcopy(state | self.networks())
 
     def write_latest(self, state: dict) -> None:
-        """Replace latest.pt, after the rows of the logs that it counts on have reached the disk."""
+        """Replace latest.pt, if all is finite; the logs that it counts on are synced first."""
         for name in ("agent", "optimizer"):
             where = f"diverged at {state['phase']} step {state['step']}: {name}"
             check_like(state[name], state[name], where, status=3)
         self.writing = True
         for file in self.files.values():
             os.fsync(file.fileno())
-        start, size = self.buffer.offline_size, self.buffer.size
-        count = size - start if state["phase"] == "done" else state["online_size"]
-        online = self.buffer.rows[start : start + count].clone()
+        start = self.buffer.offline_size
+        # A clone: of a slice, torch would save the whole table.
+        online = self.buffer.rows[start : start + state["online_size"]].clone()
         write(self.dir / "latest.pt", lambda file: torch.save(state | {"online": online}, file))
         self.saved, self.writing = state["step"], False
-        if self.asked:
-            self.interrupt(self.asked, None)
+        if self.signal:
+            self.interrupt(self.signal, None)
 
     def interrupt(self, number: int, _) -> None:
         """Signal handler: keep the last snapshot and end at once, whatever the run is doing."""
-        self.asked = number
+        self.signal = number
         if self.writing:  # write_latest comes back here
             return
-        status, self.asked = 128 + number, 0
+        self.signal = 0
+        status = 128 + number
         try:
             self.write_latest(self.snapshot)
             latest = self.dir / "latest.pt"
@@ -1050,7 +1053,8 @@ class Run:
         if not torch.is_tensor(online) or online.dim() == 0 or len(online) < size:
             fail(f"{path} does not hold its {size} online transitions")
         check_like(online, torch.zeros(len(online), width), f"{path}: online")
-        self.buffer.rows[self.buffer.size :][:size] = online[:size].to(self.buffer.rows.device)
+        start = self.buffer.offline_size
+        self.buffer.rows[start : start + size] = online[:size].to(self.buffer.rows.device)
         self.buffer.size += size
         for name, offset in state["offsets"].items():
             if not 0 < offset <= os.path.getsize(self.dir / name):
@@ -1064,7 +1068,8 @@ class Run:
         self.phase, self.step, self.episode = state["phase"], step, state["episode"]
         self.seconds = state["seconds"]
         for name, offset in state["offsets"].items():
-            self.files[name].seek(self.files[name].truncate(offset))
+            self.files[name].truncate(offset)
+            self.files[name].seek(offset)
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
@@ -1198,7 +1203,7 @@ def parse_args(argv: list[str]) -> Args:
 
 
 def cli(argv: list[str]) -> None:
-    """The whole program. Trouble with files or memory that nothing else answers gets a sentence."""
+    """The whole program. Trouble with files or memory that nobody expected gets a sentence, too."""
     sys.stdout.reconfigure(line_buffering=True)
     try:
         main(parse_args(argv))

@@ -3,39 +3,42 @@
 Fine-tuning a pre-trained policy in place can wipe out what it knows within a few thousand updates.
 PEX freezes it and adds a second policy, new and untrained. In every state both propose an action,
 and a gate draws one of the two with probabilities that follow the critic's values, with an inverse
-temperature 1/alpha:
+temperature 1/alpha (--inverse-temperature):
 
-    composite    a_1 = mode of pi_offline(s),  a_2 ~ pi_new(. | s),  q_i = min_j Q_j(s, a_i)
-                 execute a_w,  P(w = i) proportional to exp(q_i / alpha)    drawn anew in every step
+    composite    a_1 = mode of pi_offline(s),  a_2 ~ pi_new(. | s),  q_k = min_i Q_i(s, a_k)
+                 execute a_w,  P(w = k) proportional to exp(q_k / alpha)    drawn anew in every step
 
-What was learned offline survives by construction, and the new policy takes over where its actions
-are worth more. Only the new policy is trained, on what the composite would do in the batch's
-states; critic and value go on as offline. For a transition (s, a, r, s', d), d = 1 at a true end,
-and Qt the minimum over the target critics:
+The frozen policy cannot forget, and the new one takes over where its actions are worth more. Of the
+two only the new policy is trained, on what the composite would do in the batch's states; critic and
+value go on as offline. For a transition (s, a, r, s', d), d = 1 at a true end, target critics Qt_i,
+and an expectile e:
 
-    value     L_V = E[ |e - 1(u < 0)| u^2 ]                               u = Qt(s, a) - V(s)
-    actor     L_A = -E[ min(exp(beta u'), 100) log pi_new(a' | s) ]       u' = Qt(s, a') - V(s),
-                                                                          a' ~ composite(s)
-    critic    L_Q = sum_i E[ (r + gamma (1 - d) V(s') - Q_i(s, a))^2 ]    no gradient through V(s')
+    value     L_V = E[ |e - 1(u < 0)| u^2 ]                              u = min_i Qt_i(s, a) - V(s)
+    actor     L_A = -E[ min(exp(beta u'), 100) log pi_new(a' | s) ]      a' ~ composite(s), and u'
+                                                                         is u for (s, a')
+    critic    L_Q = sum_i E[ (r + gamma (1 - d) V(s') - Q_i(s, a))^2 ]
 
+Each loss trains the network that it is named after; what other networks say is a constant to it.
 What changes at the switch: the second policy, the gate, new optimizer moments; --warmup-steps steps
 without an update; then one update per step on batches of which --offline-ratio comes from the data
-set, the rest from interaction.
+set, the rest from interaction. So the evaluations up to the warm-up's end show the composite as it
+begins, and that at the switch the offline policy.
 
 --baseline gives the paper's comparators: direct (the offline policy itself is trained on), buffer
-(no pre-training), scratch (no pre-training, no offline data).
+(no pre-training), scratch (no pre-training, no offline data). The target critic of direct is a new
+copy of the critic.
 
 Parent: iql.py; `diff iql.py pex.py` is the method. Measured: docs/pex.md, with commands, seeds and
 curves.
 
 Deviations from the authors' code (github.com/Haichao-Zhang/PEX):
- 1. The offline phase is iql.py's: its networks and initial values, its reward scale for locomotion
-    (theirs: none; so 10, for beta and for the gate, is 3.5 on the bundled hopper data and 21 on
-    halfcheetah in their units).
+ 1. The offline phase is iql.py's, but for beta and the decayed step size: its networks and initial
+    values, its reward scale for locomotion. Theirs has none: 10, for beta and for the gate, is 3.5
+    on the bundled hopper data and 21 on halfcheetah in their units.
  2. All losses see the networks as before the step; theirs takes u' after the steps of V, Q and Qt.
  3. Actions are clipped to the box before they are judged, executed, stored and cloned; theirs are
     not.
- 4. Evaluation is greedy: both policies' modes, the better one. Theirs draws in a tenth of cases.
+ 4. Evaluation is greedy: both policies' modes, the better one. Theirs draws with probability 0.1.
  5. The settings for Adroit, kitchen and pointmaze are ours (IQL's); the paper has antmaze and
     locomotion.
  6. The new policy starts as in iql.py (orthogonal, gain sqrt(2)), theirs with Xavier weights;
@@ -128,8 +131,8 @@ class Args:
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of all networks
     actor_lr_decay: bool = False  # the actor's step size falls to 0 over the offline phase
     num_critics: Annotated[int, 1, 100] = 2  # targets and advantages take the minimum over them
-    expectile: Annotated[float, 0.01, 0.999] = 0.7  # of Q that V estimates: 0.5 is the mean
-    beta: Annotated[float, 0.0, 1e3] = 3.0  # inverse temperature of the weights; 0 clones the data
+    expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
+    beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
     dropout: Annotated[float, 0.0, 0.99] = 0.0  # dropout rate inside the actor's loss
     baseline: Literal["pex", "direct", "buffer", "scratch"] = "pex"  # the method or a comparator
     inverse_temperature: Annotated[float, 0.0, 1e6] = 10.0  # 1/alpha of the gate; 0 is a fair coin
@@ -153,10 +156,8 @@ PAPER_SETTINGS = {
     "pointmaze": MAZE | DECAY | {"eval_episodes": 24},
 }
 
-NETWORKS = "iql"  # scripts with the same word here accept each other's offline.pt
-ONLINE_ONLY = (
-    "offline_actor.",
-)  # entries of the agent that begin at the switch, and are not in an offline.pt
+NETWORKS = "iql"  # scripts with this word and equal sizes accept each other's offline.pt
+ONLINE_ONLY = ("offline_actor.",)  # parts of the agent that begin at the switch
 METRICS = ["value_loss", "critic_loss", "actor_loss", "q", "v", "advantage", "weight"]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
 KEYS += ["online/episode_return", "online/episode_length"]
@@ -188,11 +189,11 @@ class Actor(nn.Module):
         for layer in self.mean:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
-                x = F.dropout(x, dropout)
+                x = F.dropout(x, dropout)  # also when acting, but then the rate is 0
         return torch.tanh(x), self.log_std.clamp(-5.0, 2.0)
 
     def log_prob(self, obs: torch.Tensor, actions: torch.Tensor, dropout: float) -> torch.Tensor:
-        """Log-density of actions (B, act_dim): (B,). The Gaussian itself is not squashed."""
+        """Log-density of actions (B, act_dim): (B,). Only the mean is squashed, not the sample."""
         mean, log_std = self(obs, dropout)
         z = (actions - mean) * torch.exp(-log_std)
         return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
@@ -270,7 +271,7 @@ class Agent(nn.Module):
         super().__init__()
         self.args = args
         self.actor = Actor(obs_dim, act_dim)
-        self.offline_actor = copy.deepcopy(self.actor).requires_grad_(False)  # from the switch on
+        self.offline_actor = copy.deepcopy(self.actor).requires_grad_(False)  # filled by expand()
         self.value = mlp(obs_dim, 1)
         self.critic = Critic(args.num_critics, obs_dim, act_dim)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -293,9 +294,9 @@ class Agent(nn.Module):
         self.optimizer.state.clear()
         if self.args.baseline == "pex":
             self.offline_actor.load_state_dict(self.actor.state_dict())
-            new = Actor(self.actor.mean[0].in_features, len(self.actor.log_std))
-            self.actor.load_state_dict(new.state_dict())
-        else:
+            new_actor = Actor(self.actor.mean[0].in_features, len(self.actor.log_std))
+            self.actor.load_state_dict(new_actor.state_dict())
+        else:  # the comparators' target critic starts anew
             self.critic_target.load_state_dict(self.critic.state_dict())
 
     @torch.no_grad()
@@ -305,15 +306,16 @@ class Agent(nn.Module):
         """The gate's choice for observations (B, obs_dim).
 
         Actions (B, act_dim), and whether they are the new policy's (B,)."""
-        offline, _ = self.offline_actor(obs)
-        new = self.act(obs, deterministic)
-        gain = self.critic(obs, new).amin(0) - self.critic(obs, offline).amin(0)  # (E, B) -> (B,)
+        offline_action, _ = self.offline_actor(obs)
+        new_action = self.act(obs, deterministic)
+        offline_q = self.critic(obs, offline_action).amin(0)  # (E, B) -> (B,)
+        gain = self.critic(obs, new_action).amin(0) - offline_q
         p_new = torch.sigmoid(self.args.inverse_temperature * gain)  # a softmax over two
         if deterministic:
             is_new = gain > 0
         else:
             is_new = torch.rand_like(p_new) < p_new
-        return torch.where(is_new[:, None], new, offline), is_new
+        return torch.where(is_new[:, None], new_action, offline_action), is_new
 
     def act_composite(self, obs: torch.Tensor, deterministic: bool) -> torch.Tensor:
         """Action (act_dim,) for one observation (obs_dim,) after the switch."""
@@ -324,26 +326,28 @@ class Agent(nn.Module):
         """Sum of the three losses, each with gradients to its own network; and what to log."""
         obs, actions, args = batch["obs"], batch["actions"], self.args
         with torch.no_grad():
-            target_q = self.critic_target(obs, actions).amin(0)  # (E, B) -> (B,)
-            next_value = self.value(batch["next_obs"]).squeeze(-1)
-            target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_value
+            min_q = self.critic_target(obs, actions).amin(0)  # (E, B) -> (B,)
+            next_v = self.value(batch["next_obs"]).squeeze(-1)
+            td_target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_v
 
-        value = self.value(obs).squeeze(-1)
-        u = target_q - value  # the advantage of the data's action
-        value_loss = (torch.where(u > 0, args.expectile, 1 - args.expectile) * u.square()).mean()
-        cloned, advantage = actions, u.detach()
+        v = self.value(obs).squeeze(-1)
+        u = min_q - v  # the advantage of the data's action
+        asymmetry = torch.where(u > 0, args.expectile, 1 - args.expectile)
+        value_loss = (asymmetry * u.square()).mean()
         if expanded:  # clone what the composite does in these states, not what the batch did
             cloned, _ = self.composite(obs, deterministic=False)
-            advantage = self.critic_target(obs, cloned).amin(0) - value.detach()
-        weights = torch.exp(args.beta * advantage).clamp(max=100.0)  # no single action may rule
-        actor_loss = -(weights * self.actor.log_prob(obs, cloned, args.dropout)).mean()
+            advantage = self.critic_target(obs, cloned).amin(0) - v.detach()
+        else:
+            cloned = actions
+            advantage = u.detach()
+        weight = torch.exp(args.beta * advantage).clamp(max=100.0)  # no action may dominate
+        actor_loss = -(weight * self.actor.log_prob(obs, cloned, args.dropout)).mean()
         q = self.critic(obs, actions)  # (E, B)
-        critic_loss = (q - target).square().mean(1).sum()
+        critic_loss = (q - td_target).square().mean(1).sum()
 
         metrics = {"value_loss": value_loss, "critic_loss": critic_loss, "actor_loss": actor_loss}
-        metrics |= {"q": q.mean(), "v": value.mean(), "advantage": u.mean()}
-        metrics |= {"weight": weights.mean()}
-        loss = value_loss + actor_loss + critic_loss
+        metrics |= {"q": q.mean(), "v": v.mean(), "advantage": u.mean(), "weight": weight.mean()}
+        loss = value_loss + actor_loss + critic_loss  # Adam treats each parameter by itself
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def set_actor_lr(self, learning_rate: float) -> None:
@@ -362,7 +366,7 @@ class Agent(nn.Module):
 
 
 def return_scale(rewards: np.ndarray, ends: np.ndarray) -> float:
-    """1000 / (highest - lowest episode return); rewards (N,), ends (episodes,) as in load_data."""
+    """1000 / (highest - lowest episode return) of rewards (N,); ends: see read_episodes."""
     returns = np.add.reduceat(rewards, np.r_[0, ends[:-1]], dtype=np.float64)
     if returns.min() == returns.max():
         fail("all episodes have the same return: give --no-normalize-returns")
@@ -405,16 +409,14 @@ def main(args: Args) -> None:
         agent.set_actor_lr(args.learning_rate)
         run.evaluate(agent.act, eval_env)
         run.end_offline()
-    if run.step == 0:  # later checkpoints hold the result
+    if run.step == 0:  # a later checkpoint already holds both policies
         agent.expand()
-    expanded, policy, offline_ratio = args.baseline == "pex", agent.act, args.offline_ratio
-    if expanded:
-        policy = agent.act_composite
-    if args.baseline == "scratch":
-        offline_ratio = 0.0
+    expanded = args.baseline == "pex"
+    policy = agent.act_composite if expanded else agent.act
+    offline_ratio = 0.0 if args.baseline == "scratch" else args.offline_ratio
 
     # ---- online: environment steps 1, ..., online_steps
-    obs, _ = env.reset(seed=run.seed(0, run.episode))
+    obs, _ = env.reset(seed=run.seed("training", run.episode))
     choices = []  # of the gate, in this episode
     for step in run.steps("online"):
         if expanded:
@@ -442,7 +444,7 @@ def main(args: Args) -> None:
                 run.log({"online/new_policy_share": float(np.mean(choices))})
                 choices = []
             run.end_episode(info["episode"])
-            obs, _ = env.reset(seed=run.seed(0, run.episode))
+            obs, _ = env.reset(seed=run.seed("training", run.episode))
     run.finish()
 
 
@@ -453,9 +455,10 @@ SCRIPT = Path(__file__)
 BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
+SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, for mujoco/* data, which name none: D4RL v2,
-# measured on gym's v2 tasks.
+# Mean returns of a random policy and of an expert, for data of these families that name none: those
+# of D4RL v2, measured on gym's v2 tasks.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),
@@ -492,7 +495,7 @@ def device_of(args: Args) -> torch.device:
 
 
 def check_memory(size: float, purpose: str, args: Args) -> None:
-    """Refuse `size` bytes for a purpose where the machine, or the GPU, has less in all."""
+    """Refuse `size` bytes for a purpose if the machine, or the GPU, has less memory in total."""
     device = device_of(args)
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
@@ -588,10 +591,7 @@ def read_episodes(
     Rewards are raw, actions rescaled to [-1, 1]. An episode of T steps has T + 1 observations, so
     the last transition is kept even where a time limit cut the episode."""
     box = dataset.action_space
-    obs_dim, total = gym.spaces.flatdim(dataset.observation_space), int(dataset.total_steps)
-    shapes = {"obs": (obs_dim,), "actions": box.shape, "rewards": ()}
-    shapes |= {"next_obs": (obs_dim,), "terminations": ()}
-    columns = {name: np.empty((total, *shape), np.float32) for name, shape in shapes.items()}
+    parts = {"obs": [], "actions": [], "rewards": [], "next_obs": [], "terminations": []}
     ends, farthest = [0], 0.0
     for episode in dataset.iterate_episodes():
         obs = flatten(dataset.observation_space, episode.observations)
@@ -602,16 +602,18 @@ def read_episodes(
         if success_ends_episode:
             success = np.asarray((episode.infos or {}).get("success", episode.rewards > 0), bool)
             success = success[-length:]  # infos may have an entry for the reset, too
-            length = min([length, *np.flatnonzero(success)[:1] + 1])
             terminations = terminations | success
-        rows = slice(ends[-1], ends[-1] + length)
-        columns["obs"][rows], columns["next_obs"][rows] = obs[:length], obs[1 : length + 1]
+            if success.any():
+                length = int(success.argmax()) + 1
         actions = 2 * (episode.actions[:length] - box.low) / (box.high - box.low) - 1
         farthest = max(farthest, np.abs(actions).max())
-        columns["actions"][rows] = actions.clip(-1 + 1e-5, 1 - 1e-5)  # tanh never reaches 1
-        columns["rewards"][rows] = episode.rewards[:length]
-        columns["terminations"][rows] = terminations[:length]
-        ends.append(rows.stop)
+        parts["obs"].append(obs[:length])
+        # A policy that is squashed by a tanh has no density at the ends of the box.
+        parts["actions"].append(actions.clip(-1 + 1e-5, 1 - 1e-5))
+        parts["rewards"].append(episode.rewards[:length])
+        parts["next_obs"].append(obs[1 : length + 1])
+        parts["terminations"].append(terminations[:length])
+        ends.append(ends[-1] + length)
     if ends[-1] == 0:
         fail("the data set holds no transition")
     if farthest > 3.0:
@@ -620,7 +622,8 @@ def read_episodes(
         )
     if farthest > 1.001:
         print(f"note: actions outside their box (up to {farthest:.3g} half-widths) are clipped")
-    return {name: column[: ends[-1]] for name, column in columns.items()}, np.array(ends[1:])
+    columns = {name: np.concatenate(part, dtype=np.float32) for name, part in parts.items()}
+    return columns, np.array(ends[1:])
 
 
 def leads_elsewhere(x) -> bool:
@@ -658,7 +661,7 @@ def registered(spec: str) -> EnvSpec:
 def task_of(metadata: dict, success_ends_episode: bool) -> EnvSpec:
     """The task of the data: the evaluation variant where there is one (a maze's start and goal).
 
-    It is mirrored back where its walls are the mirror image of the data's, as in Minari's umaze."""
+    In Minari's umaze its walls are the mirror image of the data's: then it is mirrored back."""
     specs = [metadata[key] for key in ("env_spec", "eval_env_spec") if metadata.get(key)]
     if not specs:
         fail("the data set names no environment: create it with the argument env=...")
@@ -742,8 +745,8 @@ def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, t
     print(f"data: {args.dataset_id}, {len(ends)} episodes, {ends[-1]} transitions, task {task.id}")
     if args.batch_size > ends[-1]:
         fail(f"--batch-size {args.batch_size} is more than the {ends[-1]} transitions of the data")
-    width = sum(column[0].size for column in columns.values())
-    need = 4.0 * width * (ends[-1] + args.online_steps)
+    size = sum(column.nbytes for column in columns.values())
+    need = size * (2 + args.online_steps / ends[-1])  # columns, and their copy in the buffer
     check_memory(need, f"the data set and --online-steps {args.online_steps}", args)
     return columns, ends, task, references_of(args.dataset_id, metadata)
 
@@ -771,7 +774,7 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def load_checkpoint(path: str) -> dict:
-    """A checkpoint: plain tensors, numbers and strings. Nothing in it is ever run as code."""
+    """Read a checkpoint: plain tensors, numbers and strings. Nothing in it is run as code."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if type(state) is not dict:
@@ -792,8 +795,9 @@ def load_checkpoint(path: str) -> dict:
 def check_like(saved, own, name: str, status: int = 2) -> None:
     """Refuse an entry of a checkpoint that is not what this run would write in its place.
 
-    That is: the same keys, types, shapes, finite numbers. `name` says where the entry stands."""
-    if own is None or isinstance(own, list) and not own:  # gathered by a run: nothing yet, numbers
+    That is: the same keys, types, shapes, finite numbers. `name` says where the entry stands. Where
+    this run has None or an empty list, nothing is known but that it will hold finite numbers."""
+    if own is None or isinstance(own, list) and not own:
         numbers = [] if saved is None else np.ravel(np.array(saved, dtype=object))
         if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
             fail(f"{name} holds something else than finite numbers", status)
@@ -838,7 +842,7 @@ class Run:
             "data": hashlib.sha256(data).hexdigest(),
             "code": hashlib.sha256(SCRIPT.read_bytes()).hexdigest(),
         }
-        self.asked, self.writing = 0, True  # a signal from now on waits for the first latest.pt
+        self.signal, self.writing = 0, True  # a signal from now on waits for the first latest.pt
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.interrupt)
         self.files, self.is_new_directory = {}, False
@@ -851,6 +855,7 @@ class Run:
             versions = {name: importlib.metadata.version(name) for name in PACKAGES}
             size = {"transitions": buffer.offline_size, "commit": git_commit()}
             write_json(self.dir / "config.json", self.identity | vars(args) | versions | size)
+            self.tick = time.perf_counter()  # the clock of a phase leaves out what came before it
             self.snapshot = self.state()
             self.write_latest(self.snapshot)
         except (SystemExit, OSError):  # refused, or the disk is full: leave nothing behind
@@ -904,9 +909,10 @@ class Run:
         self.seconds[self.phase] += time.perf_counter() - self.tick
         self.tick = time.perf_counter()
 
-    def seed(self, *key: int) -> int:
-        """A seed for each key, the same in every run with this --seed."""
-        return int(np.random.SeedSequence([self.args.seed, *key]).generate_state(1)[0])
+    def seed(self, purpose: str, *numbers: int) -> int:
+        """A seed for each purpose and numbers, the same in every run with this --seed."""
+        key = [self.args.seed, SEED_PURPOSES.index(purpose), *numbers]
+        return int(np.random.SeedSequence(key).generate_state(1)[0])
 
     def log(self, values: dict[str, float]) -> None:
         """Scalars to TensorBoard, and all that do not depend on the clock to metrics.csv."""
@@ -939,10 +945,10 @@ class Run:
     def evaluate(self, act, env: gym.Env, prefix="eval", policy="actor") -> dict[str, float]:
         """--eval-episodes deterministic episodes: a row each in eval.csv, means as `prefix`/..."""
         self.lap()
-        device, stream = self.buffer.rows.device, 2 if self.step > 0 else 1
+        device = self.buffer.rows.device
         returns, successes = [], []  # one entry per episode; no successes if the task tells none
         for episode in range(self.args.eval_episodes):
-            seed = self.seed(stream, abs(self.step), episode)
+            seed = self.seed(f"evaluation {self.phase}", abs(self.step), episode)
             success = None
             obs, info = env.reset(seed=seed)
             while "episode" not in info:
@@ -992,7 +998,7 @@ class Run:
         self.write_latest(self.snapshot)
 
     def checkpoint(self) -> None:
-        """Call wherever the run can be resumed; writes latest.pt every --checkpoint-every steps."""
+        """Call where a run can go on: keeps a snapshot, and writes it every --checkpoint-every."""
         due = self.step - self.saved >= self.args.checkpoint_every
         if due or self.phase == "online" or self.step % LOG_EVERY == 0:
             self.snapshot = self.state()
@@ -1000,7 +1006,7 @@ class Run:
             self.write_latest(self.snapshot)
 
     def networks(self) -> dict:
-        """What a checkpoint holds of the agent. Moments that Adam has not begun yet are zeros."""
+        """What a checkpoint holds of the agent. Adam's moments are 0 before its first step."""
         optimizer = self.agent.optimizer
         for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
             if not optimizer.state[parameter]:
@@ -1010,7 +1016,7 @@ class Run:
         return {"agent": dict(self.agent.state_dict()), "optimizer": optimizer.state_dict()}
 
     def state(self) -> dict:
-        """A copy of all that a resumed run needs but the online transitions."""
+        """A copy of all that a resumed run needs, except the online transitions."""
         self.lap()
         state = self.identity | {"args": vars(self.args), "phase": self.phase, "step": self.step}
         state |= {"episode": self.episode, "seconds": self.seconds, "rng": [torch.get_rng_state()]}
@@ -1021,27 +1027,28 @@ class Run:
         return copy.deepcopy(state | self.networks())
 
     def write_latest(self, state: dict) -> None:
-        """Replace latest.pt, after the rows of the logs that it counts on have reached the disk."""
+        """Replace latest.pt, if all is finite; the logs that it counts on are synced first."""
         for name in ("agent", "optimizer"):
             where = f"diverged at {state['phase']} step {state['step']}: {name}"
             check_like(state[name], state[name], where, status=3)
         self.writing = True
         for file in self.files.values():
             os.fsync(file.fileno())
-        start, size = self.buffer.offline_size, self.buffer.size
-        count = size - start if state["phase"] == "done" else state["online_size"]
-        online = self.buffer.rows[start : start + count].clone()
+        start = self.buffer.offline_size
+        # A clone: of a slice, torch would save the whole table.
+        online = self.buffer.rows[start : start + state["online_size"]].clone()
         write(self.dir / "latest.pt", lambda file: torch.save(state | {"online": online}, file))
         self.saved, self.writing = state["step"], False
-        if self.asked:
-            self.interrupt(self.asked, None)
+        if self.signal:
+            self.interrupt(self.signal, None)
 
     def interrupt(self, number: int, _) -> None:
         """Signal handler: keep the last snapshot and end at once, whatever the run is doing."""
-        self.asked = number
+        self.signal = number
         if self.writing:  # write_latest comes back here
             return
-        status, self.asked = 128 + number, 0
+        self.signal = 0
+        status = 128 + number
         try:
             self.write_latest(self.snapshot)
             latest = self.dir / "latest.pt"
@@ -1099,7 +1106,8 @@ class Run:
         if not torch.is_tensor(online) or online.dim() == 0 or len(online) < size:
             fail(f"{path} does not hold its {size} online transitions")
         check_like(online, torch.zeros(len(online), width), f"{path}: online")
-        self.buffer.rows[self.buffer.size :][:size] = online[:size].to(self.buffer.rows.device)
+        start = self.buffer.offline_size
+        self.buffer.rows[start : start + size] = online[:size].to(self.buffer.rows.device)
         self.buffer.size += size
         for name, offset in state["offsets"].items():
             if not 0 < offset <= os.path.getsize(self.dir / name):
@@ -1113,7 +1121,8 @@ class Run:
         self.phase, self.step, self.episode = state["phase"], step, state["episode"]
         self.seconds = state["seconds"]
         for name, offset in state["offsets"].items():
-            self.files[name].seek(self.files[name].truncate(offset))
+            self.files[name].truncate(offset)
+            self.files[name].seek(offset)
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
@@ -1247,7 +1256,7 @@ def parse_args(argv: list[str]) -> Args:
 
 
 def cli(argv: list[str]) -> None:
-    """The whole program. Trouble with files or memory that nothing else answers gets a sentence."""
+    """The whole program. Trouble with files or memory that nobody expected gets a sentence, too."""
     sys.stdout.reconfigure(line_buffering=True)
     try:
         main(parse_args(argv))

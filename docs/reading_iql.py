@@ -31,7 +31,7 @@ def show(**values) -> None:
 def show_one(agent: iql.Agent, one: iql.Tensors) -> None:
     """What the agent says about a batch of one transition."""
     obs, actions = one["obs"], one["actions"]
-    show(next_value=agent.value(one["next_obs"]), log_prob=agent.actor.log_prob(obs, actions, 0.0))
+    show(next_v=agent.value(one["next_obs"]), log_prob=agent.actor.log_prob(obs, actions, 0.0))
     show(critic=agent.critic(obs, actions), critic_target=agent.critic_target(obs, actions))
     show(**agent.loss(one)[1])
 

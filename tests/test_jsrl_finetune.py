@@ -23,7 +23,9 @@ QUICK = [*TINY, "--calibration-episodes", "3", "--min-episodes", "2"]
 
 def make_gate(stage=1, guide=((100.0, 1000, False),), random_return=0.0, **settings):
     gate = jsrl.Gate(dataclasses.replace(jsrl.Args(), **settings), stage, random_return)
-    gate.guide = [list(episode) for episode in guide]
+    gate.guide_returns = [value for value, _, _ in guide]
+    gate.guide_lengths = [length for _, length, _ in guide]
+    gate.solved_lengths = [length for _, length, solved in guide if solved]
     return gate
 
 
@@ -65,6 +67,7 @@ def test_horizons_of_the_stages():
     ]  # the unsolved episode does not count
     assert make_gate(guide=[(0.0, 600, False)] * 3).horizons() == [540]
     assert make_gate(stage=10, guide=(), schedule="direct").horizons() == [0]
+    assert make_gate(guide=[(0.0, 100, False)], stages=250).horizons() == [99]  # not 100
 
 
 CERTAIN = {"min_episodes": 3, "z_advance": 1.0, "z_retreat": 1.0}
@@ -91,7 +94,7 @@ def test_gate_on_returns_with_a_spread(returns, lower, upper, verdict):
         verdict,
         2 + verdict,
     )
-    assert (gate.returns, gate.acted) == (([], 0) if verdict else (returns, 3))
+    assert (gate.returns, gate.learner_episodes) == (([], 0) if verdict else (returns, 3))
 
 
 def test_gate_without_a_margin_advances_earlier():
@@ -180,7 +183,7 @@ def test_the_guide_drives_again_after_a_retreat_and_its_statistics_grow():
     assert feed(gate, [99.0] * 4, guide_share=1.0) is None
     assert gate.stage == 0
     feed(gate, [99.0], guide_share=1.0)
-    assert (gate.stage, len(gate.guide), gate.returns) == (1, 15, [])
+    assert (gate.stage, len(gate.guide_returns), gate.returns) == (1, 15, [])
 
 
 def test_episodes_that_end_before_the_learner_acts_are_no_ground_for_a_decision():
@@ -298,7 +301,9 @@ def test_the_page_shows_how_often_the_gate_is_wrong(monkeypatch, tmp_path, capsy
 
 def test_random_draws_every_stage_equally_often():
     owner = SimpleNamespace(args=SimpleNamespace(seed=0))
-    drawn = np.bincount([jsrl.Run.seed(owner, 3, episode) % 10 for episode in range(10_000)])
+    drawn = np.bincount(
+        [jsrl.Run.seed(owner, "horizon", episode) % 10 for episode in range(10_000)]
+    )
     assert np.abs(drawn / 10_000 - 0.1).max() < 0.01
 
 

@@ -106,7 +106,7 @@ def test_help_shows_every_argument():
         [sys.executable, str(ROOT / "iql.py"), "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0
-    for flag in ("--expectile", "--offline-checkpoint", "of Q that V estimates"):
+    for flag in ("--expectile", "--offline-checkpoint", "V estimates this expectile"):
         assert flag in done.stdout
 
 

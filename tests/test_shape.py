@@ -29,7 +29,8 @@ STANDARD = {
     "pathlib",
     "signal",
 }
-ABOVE = {"iql.py": 360, "jsrl_finetune.py": 580}  # lines above the line, where it is not 560
+ABOVE = {"iql.py": 360, "jsrl_finetune.py": 600}  # lines above the line, where it is not 560
+BELOW = 822  # lines that are the same in every script
 LONGEST = {"main": 75}  # lines of a function, where it is not 60: both phases at once
 STANDARD |= {"hashlib", "inspect", "io", "re", "shutil", "subprocess", "sys", "time", "typing"}
 
@@ -50,7 +51,7 @@ def test_sizes(path):
     text = path.read_text()
     above, _, below = text.partition("\n# ==== below this line")
     assert len(above.splitlines()) <= ABOVE.get(path.name, 560)  # what a reader reads
-    assert len(below.splitlines()) <= 815  # what is the same in every script
+    assert len(below.splitlines()) <= BELOW
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
@@ -149,7 +150,7 @@ def test_the_diff_to_the_parent_is_short(name):
 
 def test_the_diff_counts_every_line_of_code():
     parent = (ROOT / "iql.py").read_text()
-    loss = "        value_loss = (torch.where"
+    loss = "        value_loss = (asymmetry"
     child = parent.replace(loss, f"        extra = 1\n{loss}").replace("IQL: implicit", "Other")
     assert child.count("extra = 1") == 1
     assert show_diff.changed_lines(show_diff.code(parent), show_diff.code(child)) == 1

@@ -61,14 +61,14 @@ def test_printed_numbers_follow_from_each_other():
         assert x["value_loss"] == pytest.approx(share * u**2, abs=2e-5)
         assert x["weight"] == pytest.approx(np.minimum(np.exp(ARGS.beta * u), 100), abs=1e-4)
         assert x["actor_loss"] == pytest.approx(-x["weight"] * x["log_prob"], abs=5e-5)
-        target = BEFORE["reward"] + ARGS.gamma * x["next_value"]
+        target = BEFORE["reward"] + ARGS.gamma * x["next_v"]
         assert x["critic_loss"] == pytest.approx(np.sum((x["critic"] - target) ** 2), abs=1e-4)
         assert x["q"] == pytest.approx(x["critic"].mean(), abs=2e-5)
 
 
 def test_numbers_in_the_text():
     """Every long number in the text is printed by the script, or derived here."""
-    target = BEFORE["reward"][0] + ARGS.gamma * BEFORE["next_value"][0]
+    target = BEFORE["reward"][0] + ARGS.gamma * BEFORE["next_v"][0]
     errors = (BEFORE["critic"] - target) ** 2
     step = ARGS.tau * (AFTER["critic"][0] - BEFORE["critic_target"][0])
     opposite = ARGS.expectile * BEFORE["advantage"][0] ** 2

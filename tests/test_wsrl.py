@@ -176,11 +176,14 @@ def test_the_target_keeps_its_share_of_the_old_value():
 
 
 @pytest.mark.parametrize("forgotten", ["critic", "actor"])
-def test_forget(forgotten):
+def test_restart(forgotten):
     agent, batch = make_agent(), make_batch()
     agent.update(batch)
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
-    agent.forget([agent.critic, agent.critic_target] if forgotten == "critic" else [agent.actor])
+    if forgotten == "critic":
+        agent.restart(wsrl.Critic, [agent.critic, agent.critic_target])
+    else:
+        agent.restart(wsrl.Actor, [agent.actor])
     after = agent.state_dict()
     assert not torch.equal(
         before[f"{forgotten}.net.weights.0"], after[f"{forgotten}.net.weights.0"]
@@ -357,10 +360,7 @@ def test_offline_checkpoints_of_cal_ql(capsys):
         "--warmup-steps",
         "90",
     )
-    assert (
-        "note: the first update would follow step 90, after the last --online-steps"
-        in capsys.readouterr().out
-    )
+    assert "note: no update is made: the first 90 steps online have none" in capsys.readouterr().out
     start, final = (
         torch.load(path, weights_only=True)["agent"]
         for path in ("runs/ensemble/offline.pt", tuned / "latest.pt")

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import difflib
 import importlib
 import io
 import re
@@ -146,6 +147,18 @@ def test_the_diff_to_the_parent_is_short(name):
     parent = (ROOT / show_diff.parent_of(text)).read_text()
     changed = show_diff.changed_lines(show_diff.code(parent), show_diff.code(text))
     assert 0 < changed <= CHANGED_LINES[name]
+
+
+@pytest.mark.parametrize("name", CHANGED_LINES)
+def test_the_page_shows_the_diff_to_the_parent(name):
+    """As it is now; else: python tools/show_diff.py NAME --docs."""
+    text = (ROOT / name).read_text()
+    parent = show_diff.parent_of(text)
+    before, after = show_diff.code((ROOT / parent).read_text()), show_diff.code(text)
+    page = (ROOT / "docs" / name).with_suffix(".md").read_text()
+    shown = re.search(r"```diff\n(.*?)\n```\n", page, re.S)[1].split("\n")
+    assert shown == list(difflib.unified_diff(before, after, parent, name, lineterm=""))
+    assert f"{show_diff.changed_lines(before, after)} changed lines of code" in page
 
 
 def test_the_diff_counts_every_line_of_code():

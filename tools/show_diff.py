@@ -2,6 +2,7 @@
 
     python tools/show_diff.py o3f.py                    # in colour on a terminal
     python tools/show_diff.py o3f.py --html o3f.html    # side by side, for a browser
+    python tools/show_diff.py o3f.py --docs             # into docs/o3f.md, where it stands now
 
 The parent is the one that the script's docstring names. Left out, because they differ for other
 reasons: the docstring, `Args`, the settings by family, and the blocks that all scripts share.
@@ -27,6 +28,8 @@ class Args:
     """a script at the top level of the repository, such as o3f.py"""
     html: Path | None = None
     """file to write: the two scripts side by side"""
+    docs: bool = False
+    """write the diff into the script's page in docs/"""
 
 
 def stop(message: str) -> None:
@@ -63,6 +66,20 @@ def coloured(line: str) -> str:
     return f"{colour}{line}{END}" if colour else line
 
 
+def page_with_diff(page: str, script: str, diff: list[str], count: str) -> str:
+    """The text of a docs page, with the diff in the place of the one that it shows."""
+    start, end = "<!-- tools/show_diff.py --docs -->\n", "<!-- end of diff -->\n"
+    if page.count(start) != 1 or page.count(end) != 1:
+        stop(f"the page of {script} needs the lines {start.strip()} and {end.strip()} once each")
+    fold = (
+        f"<details><summary>{count}, by <code>python tools/show_diff.py {script}</code></summary>"
+    )
+    text = "\n".join(diff)
+    block = f"{fold}\n\n```diff\n{text}\n```\n\n</details>\n"
+    before, rest = page.split(start)
+    return before + start + block + end + rest.split(end)[1]
+
+
 def main(args: Args) -> None:
     path = ROOT / Path(args.script).name
     if not path.is_file():
@@ -84,7 +101,12 @@ def main(args: Args) -> None:
             stop(f"cannot write {args.html}: {error.strerror}")
         print(f"{args.html}: {count}")
         return
-    diff = difflib.unified_diff(before, after, parent, path.name, lineterm="")
+    diff = list(difflib.unified_diff(before, after, parent, path.name, lineterm=""))
+    if args.docs:
+        page = ROOT / "docs" / f"{path.stem}.md"
+        page.write_text(page_with_diff(page.read_text(), path.name, diff, count))
+        print(f"{page}: {count}")
+        return
     terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for line in diff:
         print(coloured(line) if terminal else line)

@@ -379,8 +379,9 @@ REFERENCE_SCORES = {
 
 def fail(message: str, status: int = 2) -> typing.NoReturn:
     """End the run with one sentence; status 2: bad input, 3: the run diverged."""
+    plain = "".join(char if char.isprintable() else " " for char in message)
     with contextlib.suppress(OSError):  # the disk that stderr goes to may be full, too
-        print(f"{SCRIPT.name}: {' '.join(message.split())}"[:1500], file=sys.stderr, flush=True)
+        print(f"{SCRIPT.name}: {' '.join(plain.split())}"[:1500], file=sys.stderr, flush=True)
     raise SystemExit(status)
 
 
@@ -457,9 +458,11 @@ def find_dataset(dataset_id: str) -> minari.MinariDataset:
     """The bundled copy, else the local Minari copy, else a download."""
     if not re.fullmatch(r"[\w-]+(/[\w-]+)*", dataset_id):  # it must not lead out of the folder
         fail(f"--dataset-id {dataset_id!r} is no Minari id, such as D4RL/hopper/medium-v2")
-    roots = [BUNDLED, minari.storage.get_dataset_path()]
-    folders = [root / dataset_id / "data" for root in roots]
-    if not any(folder.is_dir() for folder in folders):
+    folder = BUNDLED / dataset_id / "data"
+    if not folder.is_dir():
+        roots = [BUNDLED, minari.storage.get_dataset_path()]
+        folder = roots[1] / dataset_id / "data"
+    if not folder.is_dir():
         try:
             minari.download_dataset(dataset_id)
         except Exception as error:
@@ -470,7 +473,6 @@ def find_dataset(dataset_id: str) -> minari.MinariDataset:
                 f"no data set {dataset_id} (bundled or local: {', '.join(have) or 'none'}), "
                 f"and `minari download {dataset_id}` fails: {why}"
             )
-    folder = next(folder for folder in folders if folder.is_dir())
     check_files(folder)
     return minari.MinariDataset(folder)
 
@@ -510,8 +512,13 @@ def read_episodes(
         if length == 0:
             continue
         if success_ends_episode:
-            success = np.asarray((episode.infos or {}).get("success", episode.rewards > 0), bool)
-            success = success[-length:]  # infos may have an entry for the reset, too
+            success = np.asarray((episode.infos or {}).get("success", episode.rewards > 0))
+            if (
+                success.shape not in ((length,), (length + 1,))
+                or not np.isin(success, (0, 1)).all()
+            ):
+                fail(f"episode {episode.id}: success must be 0 or 1 at each step")
+            success = success[-length:].astype(bool)  # the reset may have an entry, too
             terminations = terminations | success
             if success.any():
                 length = int(success.argmax()) + 1
@@ -536,11 +543,14 @@ def read_episodes(
     return columns, np.array(ends[1:])
 
 
-def leads_elsewhere(x) -> bool:
-    """Is there a string in a nested structure that can name a file or a module?"""
+def is_plain(x) -> bool:
+    """Is it made of short lists, small integers and strings that cannot name a file or a module?"""
     if isinstance(x, dict | list):
-        return any(leads_elsewhere(entry) for entry in (x.values() if isinstance(x, dict) else x))
-    return isinstance(x, str) and any(mark in x for mark in "/\\:")
+        entries = list(x.values()) if isinstance(x, dict) else x
+        return len(entries) <= 100 and all(is_plain(entry) for entry in entries)
+    if isinstance(x, str):
+        return not any(mark in x for mark in "/\\:.~")
+    return not isinstance(x, int) or abs(x) <= 1000
 
 
 def registered(spec: str) -> EnvSpec:
@@ -556,8 +566,9 @@ def registered(spec: str) -> EnvSpec:
             gym.register_envs(importlib.import_module("gymnasium_robotics"))
     if env_id not in gym.registry:
         fail(f"no environment {env_id} is registered: name the module that does it, --env-module")
-    if leads_elsewhere(kwargs):
-        fail(f"the arguments of {env_id} in the data set name a file or a module: {kwargs}")
+    kwargs.pop("render_mode", None)
+    if not is_plain(kwargs):
+        fail(f"the arguments of {env_id} in the data set are huge or name a file: {kwargs}")
     task = copy.deepcopy(gym.registry[env_id])
     task.kwargs |= kwargs
     limit = named.get("max_episode_steps")
@@ -621,7 +632,7 @@ def references_of(dataset_id: str, metadata: dict) -> tuple[float, float] | None
         fail(f"ref_min_score {low!r} and ref_max_score {high!r} must be two finite numbers")
     if low >= high:
         fail(f"ref_min_score {low!r} must be less than ref_max_score {high!r}")
-    print(f"score: 0 = return {low:g}, 100 = return {high:g}; {source}")
+    print(f"score: 0 = return {low:g}, 100 = return {high:g}; {ascii(source)[1:200]}".rstrip("'"))
     return float(low), float(high)
 
 
@@ -633,6 +644,10 @@ def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, t
             metadata, box = dataset.storage.metadata, dataset.action_space
             if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not box.is_bounded():
                 fail(f"actions must be vectors in a bounded Box, not {box}")
+            # A row: two observations, action, reward, end; the data are in columns and buffer.
+            width = 2 * gym.spaces.flatdim(dataset.observation_space) + box.shape[0] + 2
+            need = 4.0 * width * (2 * int(dataset.total_steps) + args.online_steps)
+            check_memory(need, f"the data set and --online-steps {args.online_steps}", args)
             columns, ends = read_episodes(dataset, args.success_ends_episode)
         task = task_of(metadata, args.success_ends_episode)
         env = make_env(task)
@@ -655,9 +670,6 @@ def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, t
     print(f"data: {args.dataset_id}, {len(ends)} episodes, {ends[-1]} transitions, task {task.id}")
     if args.batch_size > ends[-1]:
         fail(f"--batch-size {args.batch_size} is more than the {ends[-1]} transitions of the data")
-    size = sum(column.nbytes for column in columns.values())
-    need = size * (2 + args.online_steps / ends[-1])  # columns, and their copy in the buffer
-    check_memory(need, f"the data set and --online-steps {args.online_steps}", args)
     return columns, ends, task, references_of(args.dataset_id, metadata)
 
 
@@ -668,7 +680,8 @@ def write(path: Path, write_to) -> None:
     """Replace a file at once: a crash leaves the previous one or the new one, never a torn one."""
     temporary = path.with_suffix(".tmp")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # x: never through a link to another file
             write_to(file)
             file.flush()
             os.fsync(file.fileno())
@@ -706,13 +719,12 @@ def check_like(saved, own, name: str, status: int = 2) -> None:
     """Refuse an entry of a checkpoint that is not what this run would write in its place.
 
     That is: the same keys, types, shapes, finite numbers. `name` says where the entry stands. Where
-    this run has None or an empty list, nothing is known but that it will hold finite numbers."""
-    if own is None or isinstance(own, list) and not own:
-        numbers = [] if saved is None else np.ravel(np.array(saved, dtype=object))
-        if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
-            fail(f"{name} holds something else than finite numbers", status)
-    elif type(saved) is not type(own):
+    this run has an empty list, nothing is known but that it will hold finite numbers."""
+    if type(saved) is not type(own):
         fail(f"{name} is a {type(saved).__name__}, not a {type(own).__name__}", status)
+    if isinstance(own, list) and not own:
+        if not all(isinstance(x, (int, float)) and abs(x) < math.inf for x in saved):
+            fail(f"{name} holds something else than finite numbers", status)
     elif isinstance(own, dict):
         strange = sorted(map(str, saved.keys() ^ own.keys()))
         if strange:
@@ -725,9 +737,9 @@ def check_like(saved, own, name: str, status: int = 2) -> None:
         for saved_entry, own_entry in zip(saved, own):
             check_like(saved_entry, own_entry, name, status)
     elif torch.is_tensor(own):
-        kinds = [(x.dtype, tuple(x.shape), x.stride(), x.layout) for x in (saved, own)]
+        kinds = [(x.layout, x.is_meta, x.dtype, tuple(x.shape), x.stride()) for x in (saved, own)]
         if kinds[0] != kinds[1]:
-            fail(f"{name} is {saved.dtype} {kinds[0][1]}, not {own.dtype} {kinds[1][1]}", status)
+            fail(f"{name} is {saved.dtype} {kinds[0][3]}, not {own.dtype} {kinds[1][3]}", status)
         if not saved.isfinite().all():
             fail(f"{name} is not finite", status)
     elif isinstance(own, float) and not math.isfinite(saved):
@@ -752,18 +764,19 @@ class Run:
             "data": hashlib.sha256(data).hexdigest(),
             "code": hashlib.sha256(SCRIPT.read_bytes()).hexdigest(),
         }
+        commit = git_commit()  # before signals have to wait
         self.signal, self.writing = 0, True  # a signal from now on waits for the first latest.pt
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.interrupt)
         self.files, self.is_new_directory = {}, False
         if args.resume is None and args.offline_checkpoint is not None:
-            self.load_offline(args.offline_checkpoint)
+            self.load(self.load_offline, args.offline_checkpoint)
         try:
             self.open_directory()
             if args.resume is not None:
-                self.load_latest(args.resume)
+                self.load(self.load_latest, args.resume)
             versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-            size = {"transitions": buffer.offline_size, "commit": git_commit()}
+            size = {"transitions": buffer.offline_size, "commit": commit}
             write_json(self.dir / "config.json", self.identity | vars(args) | versions | size)
             self.tick = time.perf_counter()  # the clock of a phase leaves out what came before it
             self.snapshot = self.state()
@@ -788,6 +801,9 @@ class Run:
             self.is_new_directory = not resumed
             self.lock = filelock.FileLock(self.dir / ".lock")
             self.lock.acquire(timeout=0)
+            for path in [self.dir / name for name in columns]:
+                if resumed and (path.is_symlink() or not path.is_file()):
+                    fail(f"{path} is missing, or a link to another file")
             mode = "r+" if resumed else "x"
             self.files = {name: open(self.dir / name, mode, 1, newline="") for name in columns}
         except filelock.Timeout:
@@ -915,6 +931,11 @@ class Run:
         if due:
             self.write_latest(self.snapshot)
 
+    def log_digests(self, sizes: dict[str, int]) -> dict[str, str]:
+        """Check sums of so many first bytes of the logs."""
+        logs = {name: (self.dir / name).read_bytes() for name in sizes}
+        return {name: hashlib.sha256(logs[name][:size]).hexdigest() for name, size in sizes.items()}
+
     def networks(self) -> dict:
         """What a checkpoint holds of the agent. Adam's moments are 0 before its first step."""
         optimizer = self.agent.optimizer
@@ -933,6 +954,7 @@ class Run:
         if self.buffer.rows.is_cuda:
             state["rng"].append(torch.cuda.get_rng_state())
         state["offsets"] = {name: file.tell() for name, file in self.files.items()}
+        state["logs"] = dict.fromkeys(self.files, "")  # check sums, once they are on the disk
         state["online_size"] = self.buffer.size - self.buffer.offline_size
         return copy.deepcopy(state | self.networks())
 
@@ -944,6 +966,7 @@ class Run:
         self.writing = True
         for file in self.files.values():
             os.fsync(file.fileno())
+        state["logs"] = self.log_digests(state["offsets"])
         start = self.buffer.offline_size
         # A clone: of a slice, torch would save the whole table.
         online = self.buffer.rows[start : start + state["online_size"]].clone()
@@ -966,6 +989,13 @@ class Run:
         except SystemExit as refusal:
             status = refusal.code
         os._exit(status)
+
+    def load(self, load_it, path: str) -> None:
+        """Load a checkpoint: what is wrong in a way that nobody has thought of gets a sentence."""
+        try:
+            load_it(path)
+        except Exception as error:
+            fail(f"{path} is damaged: {type(error).__name__}: {error}")
 
     def load_offline(self, path: str) -> None:
         """Begin with the networks of an offline.pt, or of a latest.pt taken at the switch."""
@@ -1013,15 +1043,15 @@ class Run:
         done = max(step, 0)
         if not first <= step <= last or size != done or not 0 <= state["episode"] <= done:
             fail(f"{path}: this run has no {state['phase']} step {step} with {size} transitions")
-        if not torch.is_tensor(online) or online.dim() == 0 or len(online) < size:
+        if len(online) < size:
             fail(f"{path} does not hold its {size} online transitions")
-        check_like(online, torch.zeros(len(online), width), f"{path}: online")
+        check_like(online[:size].contiguous(), torch.zeros(size, width), f"{path}: online")
         start = self.buffer.offline_size
         self.buffer.rows[start : start + size] = online[:size].to(self.buffer.rows.device)
         self.buffer.size += size
-        for name, offset in state["offsets"].items():
-            if not 0 < offset <= os.path.getsize(self.dir / name):
-                fail(f"{self.dir / name} is shorter than {path} says: rows of the log are lost")
+        for name, digest in self.log_digests(state["offsets"]).items():
+            if digest != state["logs"][name]:
+                fail(f"{self.dir / name} is not the log of {path}: rows are lost or changed")
         try:
             torch.set_rng_state(state["rng"][0])
             if self.buffer.rows.is_cuda and len(state["rng"]) > 1:  # else the device has changed
@@ -1039,13 +1069,17 @@ class Run:
         """Networks and moments of a checkpoint; step sizes are those of this run."""
         for name in ("agent", "optimizer"):
             check_like(state[name], own[name], f"{path}: {name}")
+        for moments in state["optimizer"]["state"].values():
+            if moments["step"] < 0 or (moments["exp_avg_sq"] < 0).any():
+                fail(f"{path}: optimizer: a count or a square is negative")
         self.agent.load_state_dict(state["agent"])
         moments = {"state": state["optimizer"]["state"]}
         self.agent.optimizer.load_state_dict(own["optimizer"] | moments)
 
     def finish(self) -> None:
         """Write the final latest.pt and summary.json, and print the summary."""
-        self.snapshot = self.state() | {"phase": "done", "last_episode": self.snapshot}
+        last_episode = self.snapshot | {"logs": self.log_digests(self.snapshot["offsets"])}
+        self.snapshot = self.state() | {"phase": "done", "last_episode": last_episode}
         self.write_latest(self.snapshot)
         with open(self.dir / "eval.csv", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["policy"] == "actor"]
@@ -1072,7 +1106,8 @@ def git_commit() -> str | None:
     command = ["git", "-C", str(SCRIPT.resolve().parent), "rev-parse", "HEAD"]
     if shutil.which("git") is None:
         return None
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    return done.stdout.strip() or None
 
 
 def set_up(args: Args) -> torch.device:
@@ -1120,7 +1155,8 @@ def resumed_args(argv: list[str], path: str) -> Args:
         fail(f"{path}: only the latest.pt of a run can be resumed")
     strange = saved["args"].keys() ^ {field.name for field in dataclasses.fields(Args)}
     if strange:
-        fail(f"{path} is of another version of {SCRIPT.name}: {', '.join(sorted(strange))}")
+        strange = ", ".join(sorted(map(str, strange)))
+        fail(f"{path} is of another version of {SCRIPT.name}: {strange}")
     before = Args(**saved["args"])
     check_ranges(before)
     # A module that a file names is imported only if the command line names it, too.
@@ -1167,7 +1203,8 @@ def parse_args(argv: list[str]) -> Args:
 
 def cli(argv: list[str]) -> None:
     """The whole program. Trouble with files or memory that nobody expected gets a sentence, too."""
-    sys.stdout.reconfigure(line_buffering=True)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None, where a shell has closed it
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main(parse_args(argv))
     except (OSError, MemoryError, RuntimeError) as error:

@@ -19,12 +19,25 @@ sentence tells what happened instead.
 import contextlib
 import csv
 import math
+import os
 import re
+import signal
 import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+
+def interrupted(number: int, _) -> None:
+    """Signal handler: one line, whatever goes on."""
+    os.write(2, f"{Path(__file__).name}: interrupted\n".encode())
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":  # the imports below take seconds
+    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGTERM, interrupted)
 
 import matplotlib
 
@@ -231,10 +244,15 @@ def main(args: Args) -> None:
             plt.close(fig)
     except (OSError, ValueError, RuntimeError) as error:
         stop(f"cannot write {args.out} or {args.csv}: {error}")
-    if sum(len(seeds) for seeds in curves.values()) == 1:
-        tell(curves, names, units, args.out)
-    else:
-        print_table(table, names, units)
+    try:
+        if sum(len(seeds) for seeds in curves.values()) == 1:
+            tell(curves, names, units, args.out)
+        else:
+            print_table(table, names, units)
+        sys.stdout.flush()
+    except OSError as error:
+        os.close(1)  # else Python fails again at its exit
+        stop(f"cannot print: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import minari
 import numpy as np
 import pytest
 import torch
-from conftest import TASK, episode, make_dataset, pendulum
+from conftest import ROOT, TASK, episode, make_dataset, pendulum
 from gymnasium.spaces import Box, Dict
 
 import iql
@@ -143,19 +143,30 @@ def test_bundled_before_local(monkeypatch, tmp_path):
     assert iql.find_dataset("o2o/hopper/medium-v0").total_episodes == 2
 
 
-BUNDLED = [
-    ("o2o/hopper/medium-v0", 20, 75),
-    ("o2o/halfcheetah/medium-v0", 20, 75),
-    ("o2o/pointmaze/large-v0", 0, 5),
+BUNDLED = [  # transitions, and bounds of the mean score of their episodes
+    ("o2o/hopper/medium-v0", 100_000, 20, 75),
+    ("o2o/halfcheetah/medium-v0", 100_000, 20, 75),
+    ("o2o/pointmaze/large-v0", 60_000, 0, 5),
+    ("o2o/pointmaze/medium-play-v0", 60_000, 45, 60),
+    ("o2o/pointmaze/umaze-tiny-v0", 500, 60, 80),
 ]
 
 
-@pytest.mark.parametrize(("dataset_id", "low", "high"), BUNDLED)
-def test_bundled_datasets(dataset_id, low, high):
+def test_every_bundled_data_set_is_tested_and_described():
+    folders = (ROOT / "datasets").glob("**/metadata.json")
+    names = sorted(str(path.parents[1].relative_to(ROOT / "datasets")) for path in folders)
+    assert names == sorted(dataset_id for dataset_id, *_ in BUNDLED)
+    for page in ("README.md", "datasets/README.md"):
+        text = (ROOT / page).read_text()
+        assert [name for name in names if f"`{name}`" not in text] == [], page
+
+
+@pytest.mark.parametrize(("dataset_id", "transitions", "low", "high"), BUNDLED)
+def test_bundled_datasets(dataset_id, transitions, low, high):
     settings = iql.PAPER_SETTINGS[dataset_id.split("/")[1]]
     args = dataclasses.replace(iql.Args(), dataset_id=dataset_id, **settings)
     columns, ends, task, references = iql.load_data(args)
-    assert 50_000 <= ends[-1] <= 100_000
+    assert transitions * 0.98 <= ends[-1] <= transitions  # a goal may cut an episode
     returns = np.add.reduceat(columns["rewards"], np.r_[0, ends[:-1]], dtype=np.float64)
     assert low < 100 * (returns.mean() - references[0]) / (references[1] - references[0]) < high
     metadata = iql.find_dataset(dataset_id).storage.metadata

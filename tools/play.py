@@ -61,7 +61,7 @@ class Args:
 def load(path: str) -> tuple[Path, dict]:
     """The checkpoint that a run's folder or a file stands for."""
     file = Path(path)
-    if file.is_dir():
+    if len(path) < 4000 and file.is_dir():
         there = [name for name in ("latest.pt", "offline.pt") if (file / name).exists()]
         if not there:
             iql.fail(f"{path} holds neither latest.pt nor offline.pt")
@@ -71,7 +71,10 @@ def load(path: str) -> tuple[Path, dict]:
 
 def script_of(state: dict):
     """The module of the script that wrote a checkpoint. The file chooses among ours, no other."""
-    scripts = {path.name: path.stem for path in ROOT.glob("*.py")}
+    scripts = {}
+    for path in ROOT.glob("*.py"):
+        if "\n# ==== below this line" in path.read_text(errors="replace"):
+            scripts[path.name] = path.stem
     if state["script"] not in scripts:
         iql.fail(f"{state['script']!r} is none of the scripts {', '.join(sorted(scripts))}")
     return importlib.import_module(scripts[state["script"]])

@@ -290,6 +290,18 @@ def test_episodes(capsys, folder, what):
     train(capsys)
 
 
+@pytest.mark.parametrize("what", ["nan", "text", "one", "too many", "half"])
+def test_successes(capsys, folder, what):
+    """Infos may tell at which steps the task was solved: with 0 or 1, once per step."""
+    with arrays(folder) as file:
+        steps = len(old(file, "rewards"))
+        values = {"nan": [NAN] * steps, "text": [b"False"] * steps, "one": [1.0]}
+        values |= {"too many": [0.0] * (steps + 5), "half": [0.5] * steps}
+        file["episode_0/infos/success"] = np.array(values[what])
+    line = stops(capsys, run, *DATA, *TINY, "--success-ends-episode", "--run-name", "victim")
+    assert "success" in line
+
+
 def test_actions_a_little_outside_are_said(capsys, folder):
     with arrays(folder) as file:
         spoil(file, "actions", row(3.3)(old(file, "actions")))

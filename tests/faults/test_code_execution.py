@@ -68,12 +68,17 @@ REFUSED = {
     "path in an argument": {"kwargs": {"xml_file": "/etc/hostname"}},
     "path without a slash in front": {"kwargs": {"xml_file": "../hostname"}},
     "path with backslashes": {"kwargs": {"xml_file": "..\\hostname"}},
+    "file in the current folder": {"kwargs": {"xml_file": ".evil.xml"}},
+    "file in a home": {"kwargs": {"xml_file": "~root"}},
+    "a step that does not end": {"kwargs": {"frame_skip": 10**9}},
+    "a list that does not end": {"kwargs": {"default_camera_config": {"a": [0] * 1000}}},
     "path deep inside an argument": {"kwargs": {"default_camera_config": {"a": [["C:hostname"]]}}},
 }
 IGNORED = {
     "entry point": {"entry_point": "canary:touch"},
     "vector entry point": {"vector_entry_point": "canary:touch"},
     "wrapper": {"additional_wrappers": [WRAPPER]},
+    "a window": {"kwargs": {"render_mode": "human"}},
 }
 
 

@@ -134,6 +134,46 @@ def test_logs_shorter_than_the_checkpoint_says(capsys, latest, name, left):
     run("--resume", latest)  # with the log back, it goes on
 
 
+@pytest.mark.parametrize("name", LOGS)
+def test_logs_of_another_run(capsys, latest, name):
+    log = latest.with_name(name)
+    content = log.read_bytes()
+    log.write_bytes(content[:-2] + b"7\n" + b"more")
+    assert name in refused(capsys, "--resume", latest)
+    log.write_bytes(content)
+    run("--resume", latest)
+
+
+@pytest.mark.parametrize("name", [*LOGS, "latest.tmp", "config.tmp", "summary.tmp"])
+def test_links_in_a_strangers_run_are_not_followed(capsys, tmp_path, latest, name):
+    victim = tmp_path / "victim"
+    victim.write_text("mine\n")
+    link = latest.with_name(name)
+    if name in LOGS:
+        victim.write_bytes(link.read_bytes())
+        link.unlink()
+    link.symlink_to(victim)
+    before = victim.read_bytes()
+    if name in LOGS:
+        assert name in refused(capsys, "--resume", latest)
+    else:
+        run("--resume", latest)
+    assert victim.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("stage", -1), ("stage", 10**400), ("guide_lengths", [[1, 2], [3]]), ("returns", 3)]
+    + [("returns", [10**400, "x"]), ("solved_lengths", [float("nan")]), ("best", None)],
+)
+def test_the_gate_of_a_checkpoint(capsys, name, value):
+    data()
+    interrupt("jsrl_finetune", 100, *flags_of("jsrl_finetune", "--run-name", "stopped"))
+    latest = Path("runs/stopped/latest.pt")
+    spoil(latest, "agent", "_extra_state", name, value=value)
+    stops(capsys, start, "jsrl_finetune", "--resume", latest)
+
+
 # ---- a checkpoint with one thing changed
 
 OTHERS = [None, "x", torch.zeros(2)]
@@ -182,7 +222,7 @@ def test_the_entries_of_a_checkpoint():
     data()
     folder = stopped()
     offline = "script networks dataset_id obs_dim act_dim data code args agent optimizer"
-    latest = "phase step episode seconds offsets rng online_size online"
+    latest = "phase step episode seconds offsets logs rng online_size online"
     assert set(load(folder / "offline.pt")) == set(offline.split())
     assert set(load(folder / "latest.pt")) == {*offline.split(), *latest.split()}
 
@@ -238,7 +278,13 @@ def test_entries_with_wrong_values(capsys, subtests, no_steps, latest):
     cases["online double"] = (["online"], old["online"].double())
     cases["online sparse"] = (["online"], old["online"].to_sparse())
     cases["online nan"] = (["online"], old["online"] * nan)
+    cases["online meta"] = (["online"], old["online"].to("meta"))
+    cases["online without end"] = (["online"], torch.zeros(1, 1).expand(10**6, 11).double())
     cases["offsets float"] = (["offsets", "eval.csv"], 10.0)
+    endless = []
+    endless.append(endless)
+    cases["rng without end"] = (["rng"], endless)
+    cases["a number for a name"] = (["args", 1], 2)
     no_steps()
     each(subtests, latest, cases, lambda: refused(capsys, "--resume", latest))
 
@@ -271,6 +317,9 @@ def spoiled_agent(state: dict) -> dict:
         "nan": weight * nan,
         "inf": weight + inf,
         "sparse": weight.to_sparse(),
+        "compressed": weight.to_sparse_csr(),
+        "nested": torch.nested.nested_tensor(list(weight)),
+        "meta": weight.to("meta"),
         "list": weight.tolist(),
         "none": None,
     }
@@ -295,6 +344,8 @@ def spoiled_agent(state: dict) -> dict:
         }
         keys = ["optimizer", "state", 1, name]
         cases |= {f"{name} {k}": (keys, value) for k, value in wrong.items()}
+    cases["square negative"] = (["optimizer", "state", 1, "exp_avg_sq"], -moments["exp_avg_sq"] - 1)
+    cases["step negative"] = (["optimizer", "state", 1, "step"], torch.tensor(-1.0))
     for name, value in {"missing": ..., "nan": torch.tensor(nan), "text": "x"}.items():
         cases[f"step {name}"] = (["optimizer", "state", 1, "step"], value)
     cases["moments of one parameter missing"] = (["optimizer", "state", 1], ...)

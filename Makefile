@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV = .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test soak lint clean
+.PHONY: demo benchmark test soak lint clean
 
 # The stamp is newer than requirements.txt once everything in it is installed.
 $(VENV)/installed: requirements.txt
@@ -10,12 +10,19 @@ $(VENV)/installed: requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
+# What the sweeps need on top of that.
+$(VENV)/benchmark: $(VENV)/installed requirements-benchmark.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-benchmark.txt
+	touch $@
+
+benchmark: $(VENV)/benchmark
+
 demo: $(VENV)/installed
 	rm -rf runs/demo
-	$(RUN) o3f.py --dataset-id o2o/pointmaze/large-v0 --offline-steps 20000 --online-steps 5000 --run-name demo
+	$(RUN) iql.py --dataset-id o2o/pointmaze/umaze-tiny-v0 --offline-steps 3000 --online-steps 12000 --eval-every 1000 --run-name demo
 	$(RUN) benchmark/plot.py runs/demo --out runs/demo/curve.png
 
-test: $(VENV)/installed
+test: $(VENV)/benchmark
 	$(RUN) -m pytest -q -n 2
 
 # Kill runs of every script at random moments, and compare what comes out: benchmark/results/soak.csv.

@@ -1,25 +1,34 @@
-"""Run a script on several data sets with several seeds, and gather its evaluations in one CSV.
+"""Run an experiment, or a script with several seeds, and gather all evaluations in one CSV.
 
+    python benchmark/sweep.py o3f-maze --dry-run       # what it would run, and what that would cost
+    python benchmark/sweep.py o3f-maze                 # an entry of benchmark/experiments.py
     python benchmark/sweep.py iql.py --datasets o2o/hopper/medium-v0 o2o/halfcheetah/medium-v0 \\
-        --seeds 0 1 2 --jobs 2 --threads 1 --out benchmark/results/iql.csv -- --offline-steps 50000
+        --seeds 0 1 2 --jobs 2 --out benchmark/results/iql.csv -- --offline-steps 50000
 
-What follows `--` goes to every run. A sweep can be stopped and started again at any time: runs have
-fixed names below --run-dir, so a finished run (summary.json) is left alone, a stopped one
-(latest.pt) goes on where it was, and one that has not come that far starts afresh. A run that was
-made with other arguments is refused: give those a --tag. One sweep at a time uses a --run-dir.
+An experiment has arms; all arms of one seed start from one offline.pt, which is made first. What
+follows `--` goes to every run of a script. [Ray](https://docs.ray.io) places the runs: on this
+machine, --jobs at a time with --threads CPU threads each, or with --address on the nodes of a
+cluster that share the folder of the runs.
+
+A sweep can be stopped and started again at any time: runs have fixed names below --run-dir, so a
+finished run (summary.json) is left alone, a stopped one (latest.pt) goes on where it was, and one
+that has not come that far starts afresh. So does a run whose worker or node was lost. A run that
+was made with other arguments is refused: give those a --tag. One sweep at a time uses a --run-dir.
 
 What a run prints goes to <run>.log beside its folder. After each finished run --out is written
 anew: one row per run, step and policy, enough to draw every curve of the docs (benchmark/plot.py
 reads it), and in the first row of each run the arguments that it ran with; if asked for, --losses
 too. Rows of runs outside this sweep stay as they are.
-Exit status: 0 all finished; 1 some failed, named at the end; 2 bad input.
+Exit status: 0 all finished; 1 some failed, named at the end; 2 bad input; 130 / 143 interrupted.
 """
 
 import contextlib
 import csv
+import ctypes
 import io
 import itertools
 import json
+import logging
 import os
 import re
 import shlex
@@ -28,7 +37,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +52,13 @@ if __name__ == "__main__":  # the imports below take seconds
     signal.signal(signal.SIGTERM, interrupted)
 
 import tyro
+from experiments import EXPERIMENTS, SECONDS_PER_STEP
 from filelock import FileLock, Timeout
 
+with contextlib.suppress(ImportError):  # plot.py reads tables without it
+    import ray
+
+ROOT = Path(__file__).resolve().parents[1]
 RUN = ["script", "tag", "dataset", "seed"]  # which run a row is about
 COLUMNS = [*RUN, "step", "phase", "policy", "return", "score", "success", "episodes"]
 # What config.json holds besides the arguments that decide a run's curve.
@@ -59,24 +72,43 @@ OWN_FLAGS = {"--dataset-id", "--seed", "--run-dir", "--run-name", "--resume"}
 
 @dataclass
 class Args:
-    script: tyro.conf.Positional[Path]
-    """the algorithm, such as iql.py"""
-    datasets: tuple[str, ...]
-    """Minari ids"""
-    out: Path
-    """CSV that receives the evaluations of all runs"""
+    what: tyro.conf.Positional[str]
+    """an experiment of benchmark/experiments.py, or a script such as iql.py"""
+    datasets: tuple[str, ...] = ()
+    """Minari ids; default: those of the experiment"""
+    seeds: tuple[int, ...] = ()
+    """one run per data set and seed; default: those of the experiment, for a script 0"""
+    out: Path | None = None
+    """CSV that receives the evaluations of all runs; default: benchmark/results/EXPERIMENT.csv"""
     losses: Path | None = None
     """CSV that receives the losses, values, ... that each run logged last before each evaluation"""
-    seeds: tuple[int, ...] = (0,)
-    """one run per data set and seed"""
     jobs: int = 1
-    """runs at a time"""
+    """runs at a time, without --address"""
     threads: int = 1
     """CPU threads of each run (OMP_NUM_THREADS)"""
     tag: str = ""
     """name of this variant, if the script runs with other arguments than its defaults"""
     run_dir: Path = Path("runs/sweep")
     """folder that holds the runs"""
+    address: str | None = None
+    """a running Ray cluster, such as auto, whose nodes share --run-dir; default: this machine"""
+    dry_run: bool = False
+    """only print what would be run, and what it would cost"""
+
+
+@dataclass
+class Job:
+    """One run."""
+
+    folder: Path
+    tag: str  # the arm
+    command: list[str]  # script and flags
+    needs: str | None = None  # the name of the run whose offline.pt it starts from
+
+    @property
+    def header(self) -> str:
+        """The first line of its log: by it a later sweep knows that it was begun by this command."""
+        return f"$ {shlex.join(['python', *self.command])}"
 
 
 def stop(message: str, status: int = 2) -> None:
@@ -191,12 +223,13 @@ def order(row: dict[str, str]) -> tuple:
     return (*names, int(row["seed"]), int(row["step"]), row.get("policy", ""))
 
 
-def write_results(args: Args, folders: list[Path]) -> None:
-    """Put the finished runs among `folders` into --out and --losses, in place of their rows."""
+def write_results(args: Args, jobs: list[Job]) -> None:
+    """Put the finished runs into --out and --losses, in place of their rows."""
+    jobs = [job for job in jobs if finished(job.folder)]
     tables = [(args.out, read_run, COLUMNS), (args.losses, read_losses, COLUMNS[:6])]
     for path, read, columns in tables[: 2 if args.losses else 1]:
         try:
-            rows = [row for run in filter(finished, folders) for row in read(run, args.tag)]
+            rows = [row for job in jobs for row in read(job.folder, job.tag)]
             runs = {tuple(row[key] for key in RUN) for row in rows}
             rows += [row for row in read_table(path) if tuple(row[key] for key in RUN) not in runs]
             rows.sort(key=order)
@@ -226,31 +259,42 @@ def clear(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(args: Args, folder: Path, command: list[str], header: str) -> subprocess.Popen | None:
-    """Start, continue or, if it is finished, leave a run."""
-    done, begun = finished(folder), (folder / "latest.pt").exists()
-    word = "continue" if begun else "start"
-    print(f"{'finished' if done else word:9} {folder.name}", flush=True)
-    if done:
-        return None
-    log = folder.with_name(f"{folder.name}.log")
-    if begun:
-        command = [*command, "--resume", str(folder / "latest.pt")]
+def die_with_the_worker() -> None:
+    """A run whose worker is lost gets SIGTERM: it writes its latest.pt and ends (Linux)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def execute(job: Job, threads: int, here: str, needed: int = 0) -> int:
+    """In a worker: start, continue or, if it is finished, leave a run; returns its exit status.
+
+    `needed` is the status of the run that it needs: if that has failed, it is not begun."""
+    if needed or finished(job.folder):
+        return needed
+    log = job.folder.with_name(f"{job.folder.name}.log")
+    if job.folder.is_dir():  # a run that has lost its worker needs a moment to end
+        with contextlib.suppress(Timeout), FileLock(job.folder / ".lock", timeout=5):
+            pass
+    command = job.command
+    if (job.folder / "latest.pt").exists():
+        command = [*command, "--resume", str(job.folder / "latest.pt")]
     else:
-        clear(folder)
-        if not folder.exists():  # else the script will refuse the folder
-            log.write_text(f"{header}\n")
-    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+        clear(job.folder)
+        if not job.folder.exists():  # else the script will refuse the folder
+            log.write_text(f"{job.header}\n")
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with open(log, "a") as file:
-        return subprocess.Popen(
-            [sys.executable, *command], stdout=file, stderr=file, env=environment
-        )
+        return subprocess.run(
+            [sys.executable, *command],
+            stdout=file,
+            stderr=file,
+            env=environment,
+            cwd=here,
+            preexec_fn=die_with_the_worker,
+        ).returncode
 
 
-def plan(args: Args, extra: list[str]) -> list[tuple[Path, list[str], str]]:
-    """Folder, command and first line of the log of each run; bad input ends the sweep."""
-    if not args.script.is_file():
-        stop(f"there is no script {args.script}")
+def check(args: Args, extra: list[str]) -> None:
+    """Refuse what no sweep can run."""
     if min(args.jobs, args.threads) < 1:
         stop("--jobs and --threads must be at least 1")
     if not args.datasets or min(args.seeds, default=-1) < 0:
@@ -260,66 +304,164 @@ def plan(args: Args, extra: list[str]) -> list[tuple[Path, list[str], str]]:
     for flag in extra:
         if flag.partition("=")[0].replace("_", "-") in OWN_FLAGS:
             stop(f"the sweep itself gives {flag} to each run")
+    if args.out is None:
+        stop("--out: name the CSV that receives the evaluations")
     if args.losses and args.losses.resolve() == args.out.resolve():
         stop("--out and --losses must be two files")
-    queue = {}
-    for dataset, seed in dict.fromkeys(itertools.product(args.datasets, args.seeds)):
+    for dataset in args.datasets:
         if not re.fullmatch(r"[\w./-]+", dataset) or ".." in dataset:
             stop(f"{dataset!r} is not the id of a data set")
-        name = f"{args.script.stem}__{dataset.replace('/', '-')}__{seed}"
-        if args.tag:
-            name += f"__{args.tag}"
-        if name in queue:
+
+
+def make_job(args: Args, script: str, dataset: str, seed: int, tag: str, flags: list[str]) -> Job:
+    """One run, in a folder that says what it is."""
+    name = f"{Path(script).stem}__{dataset.replace('/', '-')}__{seed}"
+    if tag:
+        name += f"__{tag}"
+    command = [script, "--dataset-id", dataset, "--seed", str(seed)]
+    command += ["--run-dir", str(args.run_dir), "--run-name", name, *flags]
+    return Job(args.run_dir / name, tag, command)
+
+
+def plan(args: Args, extra: list[str]) -> list[Job]:
+    """All runs, those that others need first; bad input ends the sweep."""
+    experiment = EXPERIMENTS.get(args.what)
+    if experiment is not None:
+        if args.tag or extra:
+            stop("an experiment has its own tags and flags: see benchmark/experiments.py")
+        args.datasets = args.datasets or tuple(experiment.datasets)
+        args.seeds = args.seeds or tuple(range(experiment.seeds))
+        args.out = args.out or ROOT / f"benchmark/results/{args.what}.csv"
+    elif not Path(args.what).is_file():
+        stop(f"there is no experiment and no script {args.what}: {', '.join(EXPERIMENTS)}")
+    args.seeds = args.seeds or (0,)
+    check(args, extra)
+    jobs = []
+    for dataset, seed in dict.fromkeys(itertools.product(args.datasets, args.seeds)):
+        if experiment is None:
+            jobs.append(make_job(args, args.what, dataset, seed, args.tag, extra))
+            continue
+        script, *flags = shlex.split(experiment.offline)
+        tag = f"{args.what}-offline"
+        flags += ["--online-steps", "0"]
+        first = make_job(args, str(ROOT / script), dataset, seed, tag, flags)
+        jobs.append(first)
+        for arm, words in experiment.arms.items():
+            script, *flags = shlex.split(words)
+            shared = "--offline-steps" not in flags
+            if shared:
+                flags += ["--offline-checkpoint", str(first.folder / "offline.pt")]
+            job = make_job(args, str(ROOT / script), dataset, seed, f"{args.what}-{arm}", flags)
+            if shared:
+                job.needs = first.folder.name
+            jobs.append(job)
+    names = [job.folder.name for job in jobs]
+    for name in names:
+        if names.count(name) > 1:
             stop(f"two data sets would share the folder {name}")
-        command = [str(args.script), "--dataset-id", dataset, "--seed", str(seed)]
-        command += ["--run-dir", str(args.run_dir), "--run-name", name, *extra]
-        queue[name] = (args.run_dir / name, command, f"$ {shlex.join(['python', *command])}")
-    return list(queue.values())
+    return jobs
 
 
-def work(args: Args, queue: list[tuple[Path, list[str], str]]) -> None:
-    """Do all runs of the queue, --jobs at a time."""
-    folders = [folder for folder, _, _ in queue]
-    for folder, _, header in queue:
-        check_header(folder, header)
-    write_results(args, folders)  # what cannot be read or written shows before any run begins
-    running, failed = {}, []
-    try:
-        while queue or running:
-            while queue and len(running) < args.jobs:
-                job = queue.pop(0)
-                child = start(args, *job)
-                if child:
-                    running[job[0]] = child
-            time.sleep(0.5)
-            for folder in [folder for folder, child in running.items() if child.poll() is not None]:
-                status = running.pop(folder).returncode
-                if status:
-                    failed.append(f"{folder.name} (status {status})")
-                print(f"{f'status {status}' if status else 'done':9} {folder.name}", flush=True)
-                write_results(args, folders)
-    finally:  # if the sweep is stopped, the runs write their checkpoints and end
-        for child in running.values():
-            child.terminate()
-        for child in running.values():
-            child.wait()
+def steps_of(job: Job) -> float:
+    """How many steps a run makes, if its flags say so, else NaN. An arm makes no offline steps."""
+    steps = 0
+    for flag in ("--offline-steps", "--online-steps"):
+        if flag in job.command:
+            steps += int(job.command[job.command.index(flag) + 1])
+        elif flag == "--online-steps" or job.needs is None:
+            return float("nan")
+    return steps
+
+
+def cost(job: Job, jobs: list[Job]) -> float:
+    """Seconds that a run takes: as finished ones of its arm, else by what a step usually takes."""
+    alike = [other for other in jobs if other.tag == job.tag and finished(other.folder)]
+    if alike:
+        files = [other.folder / "summary.json" for other in alike]
+        taken = [json.loads(file.read_text()).get("seconds_total") for file in files]
+        if all(isinstance(seconds, int | float) for seconds in taken):
+            return statistics.fmean(taken)
+    return steps_of(job) * SECONDS_PER_STEP.get(Path(job.command[0]).name, float("nan"))
+
+
+def hours(seconds: float) -> str:
+    return "an unknown time" if seconds != seconds else f"{seconds / 3600:.1f} h"
+
+
+def overview(jobs: list[Job]) -> None:
+    """A table: per arm, how many runs there are, how many are finished, what the rest would take."""
+    print(f"{'arm':40}{'runs':>6}{'finished':>10}{'steps each':>12}  still to do")
+    for tag in dict.fromkeys(job.tag for job in jobs):
+        arm = [job for job in jobs if job.tag == tag]
+        rest = [job for job in arm if not finished(job.folder)]
+        steps = steps_of(arm[0])
+        word = "default" if steps != steps else f"{steps:,}"
+        left = hours(sum(cost(job, jobs) for job in rest))
+        print(f"{tag or '-':40}{len(arm):6}{len(arm) - len(rest):10}{word:>12}  {left}")
+
+
+def work(args: Args, jobs: list[Job]) -> None:
+    """Hand the runs to Ray, and gather what they leave; a run that fails does not stop others."""
+    if "ray" not in globals():
+        stop("a sweep needs Ray: pip install -r requirements-benchmark.txt")
+    for job in jobs:
+        check_header(job.folder, job.header)
+    write_results(args, jobs)  # what cannot be read or written shows before any run begins
+    for job in jobs:
+        if finished(job.folder):
+            print(f"finished  {job.folder.name}", flush=True)
+    slots = {} if args.address else {"num_cpus": args.jobs * args.threads}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning
+    ray.init(args.address, log_to_driver=False, logging_level=logging.ERROR, **slots)
+    asked = []  # by signals; Ray has set handlers of its own
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: asked.append(number))
+    run = ray.remote(num_cpus=args.threads, max_retries=5)(execute)
+    pending, statuses, failed = {}, {}, []  # statuses: of each run, as soon as Ray has it
+    for job in jobs:
+        needed = statuses.get(job.needs, 0)
+        statuses[job.folder.name] = run.remote(job, args.threads, os.getcwd(), needed)
+        pending[statuses[job.folder.name]] = job
+    while pending:
+        ready, _ = ray.wait(list(pending), timeout=1)
+        if asked:
+            sys.exit(128 + asked[0])
+        if not ready:
+            continue
+        job = pending.pop(ready[0])
+        try:
+            word = f"status {ray.get(ready[0])}"
+        except ray.exceptions.RayError as error:
+            word = type(error).__name__
+        if not finished(job.folder):
+            failed.append(f"{job.folder.name} ({word})")
+        write_results(args, jobs)
+        rest = sum(cost(job, jobs) for job in pending.values())
+        count = len(jobs) - len(pending)
+        left = hours(rest / (args.jobs if args.address is None else 1))
+        print(f"{word:9} {job.folder.name}: {count} of {len(jobs)}, {left} left", flush=True)
     if failed:
         stop(f"failed: {', '.join(failed)}; see {args.run_dir}/<run>.log", 1)
 
 
 def main(args: Args, extra: list[str]) -> None:
     """One sweep, alone in its --run-dir."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        queue = plan(args, extra)
+        args.run_dir = args.run_dir.absolute()
+        jobs = plan(args, extra)
+        if args.dry_run:
+            overview(jobs)
+            return
         args.run_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(args.run_dir / ".sweep.lock", timeout=0):
-            work(args, queue)
+            work(args, jobs)
     except Timeout:
         stop(f"another sweep uses {args.run_dir}: wait for its end, or give another --run-dir")
     except OSError as error:
         stop(str(error))
+    finally:  # the runs write their checkpoints and end
+        if "ray" in globals():
+            ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -3,14 +3,19 @@
 import contextlib
 import csv
 import dataclasses
+import importlib
 import io
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import ray.cluster_utils
 import torch
 from conftest import ROOT, TINY, pendulum, run
 from filelock import FileLock
@@ -23,6 +28,7 @@ BENCHMARK = ROOT / "benchmark"
 sys.path.insert(0, str(BENCHMARK))
 import plot
 import sweep
+from experiments import EXPERIMENTS
 
 HEADER = "script,tag,dataset,seed,step,phase,policy,return,score,success,episodes"
 CONFIG = {"script": "iql.py", "dataset_id": "test/x/y-v0", "seed": 0, "beta": 3.0, "gamma": 0.99}
@@ -33,7 +39,7 @@ EVAL = (
 )
 # A script as the sweep sees it: it takes the lock of its folder, and leaves the files of a run.
 STUB = f"""
-import argparse, json, sys, time
+import argparse, json, os, sys, time
 from pathlib import Path
 from filelock import FileLock
 parser = argparse.ArgumentParser()
@@ -48,6 +54,7 @@ try:
     FileLock(folder / ".lock", timeout=0).acquire()
 except TimeoutError:
     sys.exit(2)
+(folder / "worker").write_text(str(os.getppid()))
 while args.wait and not Path(args.wait).exists():
     time.sleep(0.05)
 config = {{"script": "stub.py", "dataset_id": args.dataset_id, "seed": int(args.seed)}}
@@ -73,7 +80,7 @@ def command(*flags: str) -> list[str]:
 
 
 def run_sweep(*flags: str, status: int = 0) -> str:
-    done = subprocess.run(command(*flags), capture_output=True, text=True, timeout=20)
+    done = subprocess.run(command(*flags), capture_output=True, text=True, timeout=60)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
@@ -113,7 +120,7 @@ def table(capsys, *paths: str | Path) -> list[str]:
 def test_one_sweep_at_a_time():
     first = subprocess.Popen(command("--", "--wait", "go"), stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 45
         while not (RUN / ".lock").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -121,13 +128,83 @@ def test_one_sweep_at_a_time():
         said = run_sweep("--", "--wait", "go", status=2)
         assert (
             said
-            == "sweep.py: another sweep uses runs: wait for its end, or give another --run-dir\n"
+            == f"sweep.py: another sweep uses {RUN.parent.absolute()}: wait for its end, or give "
+            "another --run-dir\n"
         )
     finally:
         Path("go").touch()
         assert first.wait(20) == 0
     assert (RUN / "mine").exists()
     assert "finished" in run_sweep("--", "--wait", "go")
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def wait_for(what, seconds: float = 90):
+    """What a function returns, once that is something."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return what()
+
+
+def worker_of(folder: Path, other: int = 0) -> int:
+    """The process of Ray that a run has been started by, which is not the other one."""
+    file = folder / "worker"
+
+    def found():
+        text = file.read_text() if file.exists() else ""
+        return int(text) if text and int(text) != other else 0
+
+    return wait_for(found)
+
+
+def test_a_lost_worker_costs_no_run():
+    going = subprocess.Popen(command("--", "--wait", "go"), stdout=subprocess.PIPE, text=True)
+    first = worker_of(RUN)
+    os.kill(first, signal.SIGKILL)
+    second = worker_of(RUN, other=first)
+    Path("go").touch()
+    out, _ = going.communicate(timeout=90)
+    assert going.returncode == 0
+    assert "status 0" in out
+    assert first != second
+    assert sweep.finished(RUN)
+
+
+def test_a_lost_node_costs_no_run():
+    """Two nodes, with one CPU each; that of the first of two runs is killed."""
+    cluster = ray.cluster_utils.Cluster(True, head_node_args={"num_cpus": 0})
+    try:
+        for number in (2, 3):
+            cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{number}")
+        flags = ["--seeds", "0", "1", "--address", cluster.address, "--", "--wait", "go"]
+        going = subprocess.Popen(command(*flags), stdout=subprocess.PIPE, text=True)
+        workers = [worker_of(RUN), worker_of(RUN.with_name(f"{RUN.name[:-1]}1"))]
+        nodes = [parent(worker) for worker in workers]
+        assert nodes[0] != nodes[1]
+        for process in (nodes[0], workers[0]):  # all of a machine goes at once
+            os.kill(process, signal.SIGKILL)
+        Path("go").touch()
+        out, _ = going.communicate(timeout=120)
+        assert going.returncode == 0
+        assert out.count("status 0") == 2
+    finally:
+        cluster.shutdown()
+
+
+def test_an_interrupted_sweep_leaves_no_process():
+    going = subprocess.Popen(command("--", "--wait", "go"), stdout=subprocess.DEVNULL)
+    worker = worker_of(RUN)
+    node = parent(worker)
+    going.send_signal(signal.SIGTERM)
+    assert going.wait(60) == 143
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (worker, node)))
+    with FileLock(RUN / ".lock", timeout=10):
+        assert not (RUN / "summary.json").exists()
 
 
 @pytest.mark.parametrize("latest", [True, False])
@@ -167,11 +244,13 @@ def test_a_run_without_a_whole_summary_is_not_finished(latest):
         ({"datasets": ("",)}, [], "not the id"),
         ({"datasets": ("test/x", "test-x")}, [], "share the folder"),
         ({"datasets": ()}, [], "one data set"),
-        ({"seeds": ()}, [], "one seed"),
+        ({"out": None}, [], "--out"),
         ({"seeds": (-1,)}, [], "seed is below 0"),
         ({"jobs": 0}, [], "--jobs"),
         ({"threads": -1}, [], "--threads"),
-        ({"script": Path("none.py")}, [], "none.py"),
+        ({"what": "none.py"}, [], "none.py"),
+        ({"what": "o3f-maze", "tag": "x"}, [], "own tags"),
+        ({"what": "o3f-maze"}, ["--beta", "1"], "own tags"),
         ({}, ["--seed=4"], "--seed"),
         ({}, ["--run_name", "x"], "--run_name"),
         ({"out": Path("stub.py/results.csv")}, [], "stub.py"),
@@ -184,7 +263,7 @@ def test_a_run_without_a_whole_summary_is_not_finished(latest):
     ],
 )
 def test_a_sweep_refuses_before_it_begins(change, extra, word):
-    args = {"script": Path("stub.py"), "datasets": ("test/x/y-v0",), "out": Path("results.csv")}
+    args = {"what": "stub.py", "datasets": ("test/x/y-v0",), "out": Path("results.csv")}
     args |= {"run_dir": Path("runs")} | change
     said = sentence(sweep.main, sweep.Args(**args), extra)
     assert said.startswith("sweep.py: ")
@@ -196,8 +275,54 @@ def test_a_sweep_refuses_before_it_begins(change, extra, word):
 
 def test_a_sweep_refuses_a_damaged_finished_run():
     make_run(str(RUN), evaluations="step,phase\n1\n")
-    args = sweep.Args(Path("stub.py"), ("test/x/y-v0",), Path("results.csv"), run_dir=Path("runs"))
+    args = sweep.Args("stub.py", ("test/x/y-v0",), out=Path("results.csv"), run_dir=Path("runs"))
     assert "eval.csv is shorter or longer" in sentence(sweep.main, args, [])
+
+
+def test_arms_start_from_the_offline_phase_of_their_seed():
+    """An experiment of two arms; one of them makes an offline phase of its own."""
+    pendulum()
+    short = " ".join(TINY).replace("--offline-steps 60 --online-steps 90", "--eval-episodes 1")
+    online = f"iql.py --online-steps 90 {short}"
+    arms = {"a": online, "own": f"{online} --offline-steps 30"}
+    source = (BENCHMARK / "experiments.py").read_text()
+    offline = f"iql.py --offline-steps 60 {short}"
+    source += f"""
+EXPERIMENTS = {{"tiny": Experiment("", "", "", "", ["test/pendulum/random-v0"], 1, {offline!r}, {arms!r})}}
+"""
+    for name in ("sweep.py", "plot.py"):
+        Path("benchmark").mkdir(exist_ok=True)
+        Path("benchmark", name).write_text((BENCHMARK / name).read_text())
+    Path("benchmark/experiments.py").write_text(source)
+    Path("iql.py").symlink_to(ROOT / "iql.py")
+    words = [sys.executable, "benchmark/sweep.py", "tiny", "--run-dir", "runs"]
+    cost = subprocess.run([*words, "--dry-run"], capture_output=True, text=True)
+    assert cost.stdout.count(" 1         0 ") == 3, cost.stdout
+    assert not Path("runs").exists()
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = sweep.read_table(Path("benchmark/results/tiny.csv"))
+    scores = {(row["tag"], row["seed"], row["step"]): row["return"] for row in rows}
+    assert {tag for tag, _, _ in scores} == {"tiny-offline", "tiny-a", "tiny-own"}
+    assert scores["tiny-a", "0", "0"] == scores["tiny-offline", "0", "0"]
+    arguments = {row["tag"]: row["arguments"] for row in rows if row["arguments"]}
+    assert "--offline-checkpoint" in arguments["tiny-a"]
+    assert "--offline-checkpoint" not in arguments["tiny-own"]
+    again = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert again.stdout.count("finished") == 3
+
+
+def test_experiments_name_what_exists():
+    for name, experiment in EXPERIMENTS.items():
+        for command in (experiment.offline, *experiment.arms.values()):
+            script, *flags = shlex.split(command)
+            module = importlib.import_module(Path(script).stem)
+            known = {field.name for field in dataclasses.fields(module.Args)}
+            for flag in flags:
+                if flag.startswith("--"):
+                    assert flag[2:].removeprefix("no-").replace("-", "_") in known, (name, flag)
+        for dataset in experiment.datasets:
+            assert (ROOT / "datasets" / dataset).is_dir(), (name, dataset)
 
 
 def test_the_arguments_of_a_run_stand_in_its_first_row():

@@ -341,7 +341,7 @@ def test_sweep_and_plot():
     ]
     command += ["--out", "results.csv", "--losses", "losses.csv", "--", *TINY]
     first = tool(*command)
-    assert first.count("start") == 2
+    assert first.count("status 0") == 2
     rows = list(csv.DictReader(open("results.csv")))
     assert {(row["seed"], row["step"]) for row in rows} == {
         (s, t) for s in "01" for t in ("-30", "0", "30", "60", "90")

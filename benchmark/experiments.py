@@ -1,0 +1,130 @@
+"""The experiments that benchmark/sweep.py can run: which claim, on what data, against what.
+
+Every arm of a seed starts from the same offline.pt, which the command `offline` makes first; an arm
+that names --offline-steps makes its own offline phase. An effect can only show where its
+precondition holds: check that first, and where it does not hold, say "not testable here".
+"""
+
+import dataclasses
+
+# What a step usually takes on one thread of a CPU, in seconds: an update offline, online an
+# environment step with its update. Only for the time that a sweep announces before it has run.
+SECONDS_PER_STEP = {
+    "iql.py": 0.006,
+    "o3f.py": 0.010,
+    "pex.py": 0.008,
+    "jsrl_finetune.py": 0.008,
+    "cal_ql.py": 0.05,
+    "wsrl.py": 0.2,
+}
+
+
+@dataclasses.dataclass
+class Experiment:
+    """One claim, and the runs that can tell."""
+
+    claim: str  # what the paper says
+    refuted: str  # what would refute it
+    precondition: str  # what must hold before it can show
+    metric: str  # what is compared, paired by seed
+    datasets: list[str]
+    seeds: int  # 0, 1, ...
+    offline: str  # script and flags of the offline phase that the arms share
+    arms: dict[str, str]  # name -> script and flags
+
+
+MAZE = "o2o/pointmaze/medium-play-v0"
+OFTEN = "--eval-every 1000 --eval-episodes 50"  # in mazes
+JSRL = "jsrl_finetune.py --online-steps"
+O3F = f"o3f.py --online-steps 15000 {OFTEN} --exploration"
+WSRL = f"--num-critics 5 --num-actions 4 {OFTEN}"
+CAL_QL = f"cal_ql.py --num-actions 4 --online-steps 10000 {OFTEN}"
+
+EXPERIMENTS = {
+    "jsrl-gate": Experiment(
+        claim="the automatic gate prevents the drop after the switch",
+        refuted="automatic - direct: the paired 95 % interval holds 0",
+        precondition="none",
+        metric="lowest mean of 10 training episodes, as a share of the guide's",
+        datasets=["o2o/hopper/medium-v0"],
+        seeds=8,
+        offline="iql.py --offline-steps 100000",
+        arms={
+            "automatic": f"{JSRL} 50000",
+            "direct": f"{JSRL} 50000 --schedule direct",
+            "guide": f"{JSRL} 50000 --calibration-episodes 1000000",  # never hands over
+        },
+    ),
+    "o3f-maze": Experiment(
+        claim="the search beats noise of the same size, and in mazes sigma must be small",
+        refuted="o3f - noise: not above 0 in both mazes",
+        precondition="with critics frozen at the switch, the choice of the critics beats the policy",
+        metric="share of training episodes that reach the goal; success of the policy's mean",
+        datasets=["o2o/pointmaze/large-v0", MAZE],
+        seeds=8,
+        offline=f"iql.py --num-critics 5 --offline-steps 20000 {OFTEN}",
+        arms={
+            "o3f": f"{O3F} o3f",
+            "noise": f"{O3F} noise",
+            "plain": f"{O3F} plain",
+            "o3f-0.2": f"{O3F} o3f --sigma 0.2",
+        },
+    ),
+    "o3f-locomotion": Experiment(
+        claim="the search beats noise of the same size",
+        refuted="o3f - noise: not above 0",
+        precondition="with critics frozen at the switch, the choice of the critics beats the policy",
+        metric="mean return of the training episodes; score of the policy's mean",
+        datasets=["o2o/halfcheetah/medium-v0"],
+        seeds=5,
+        offline="iql.py --num-critics 5 --offline-steps 100000",
+        arms={
+            "o3f": "o3f.py --online-steps 50000",
+            "noise": "o3f.py --online-steps 50000 --exploration noise",
+            "plain": "o3f.py --online-steps 50000 --exploration plain",
+        },
+    ),
+    "pex-drop": Experiment(
+        claim="the frozen policy and the gate prevent the drop after the switch",
+        refuted="a drop of more than 5 points where a random action seldom outranks the policy's",
+        precondition="that share of states, printed beside the drop, is below 5 %",
+        metric="score in the warm-up, without any update, below the score at the switch",
+        datasets=["o2o/hopper/medium-v0", "o2o/halfcheetah/medium-v0"],
+        seeds=8,
+        offline="pex.py --offline-steps 100000",
+        arms={
+            "pex": "pex.py --online-steps 20000 --eval-every 2500",
+            "direct": "pex.py --online-steps 20000 --eval-every 2500 --baseline direct",
+        },
+    ),
+    "wsrl-maze": Experiment(
+        claim="a warm-up is needed, the offline data are not",
+        refuted="warm - cold: not above 0; or Cal-QL without data does not fall",
+        precondition="at least 50 % success at the switch",
+        metric="mean success over all evaluations online",
+        datasets=[MAZE],
+        seeds=5,
+        offline=f"wsrl.py --offline-steps 15000 {WSRL}",
+        arms={
+            "warm": f"wsrl.py --online-steps 10000 {WSRL}",
+            "cold": f"wsrl.py --online-steps 10000 {WSRL} --warmup-steps 0",
+            "retain": f"wsrl.py --online-steps 10000 {WSRL} --retain-offline-ratio 0.5",
+            "cal_ql-no-data": f"cal_ql.py --online-steps 10000 {WSRL} --critic-subset 2"
+            " --offline-ratio 0",
+        },
+    ),
+    "cal_ql-maze": Experiment(
+        claim="calibration lowers the regret online",
+        refuted="cal_ql - cql: the paired interval is not above 0",
+        precondition="mean Q moves less than 5 % over the last 2,000 updates; bound rate .05 to .9",
+        metric="mean success over all evaluations online",
+        datasets=[MAZE],
+        seeds=5,
+        offline=f"cal_ql.py --num-actions 4 --offline-steps 20000 {OFTEN}",
+        arms={
+            "cal_ql": CAL_QL,
+            "switched-off": f"{CAL_QL} --no-calibrate",  # from the same Cal-QL offline.pt
+            "cql": f"{CAL_QL} --offline-steps 20000 --no-calibrate",
+        },
+    ),
+}

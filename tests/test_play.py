@@ -248,9 +248,11 @@ def test_bad_checkpoints(name, trained, capsys):
 
 def test_bad_gate(trained, capsys):
     state = iql.load_checkpoint(str(trained("jsrl_finetune") / "latest.pt"))
-    state["agent"]["_extra_state"].update(guide=[[1.0]], stage=1)  # no lengths in it
-    torch.save(state, "bad.pt")
-    assert "gate" in refused(capsys, "bad.pt")
+    gate = state["agent"]["_extra_state"]
+    for name, value in (("guide_lengths", [[1.0]]), ("stage", -1), ("stage", 10**400)):
+        state["agent"]["_extra_state"] = gate | {name: value}
+        torch.save(state, "bad.pt")
+        assert name in refused(capsys, "bad.pt")
 
 
 def test_module_of_a_checkpoint_is_not_imported(trained, capsys):

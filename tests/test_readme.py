@@ -86,6 +86,25 @@ def test_a_trained_agent(tmp_path, monkeypatch):
     assert re.fullmatch(r"return -?[0-9.]+\n", call("python loop.py", tmp_path))
 
 
+def test_the_table_of_the_demo_comes_from_its_runs():
+    page = (ROOT / "docs/demo.md").read_text()
+    scores = {}  # seed -> step -> score
+    for row in csv.DictReader(open(ROOT / "benchmark/results/demo.csv")):
+        scores.setdefault(row["seed"], {})[int(row["step"])] = float(row["score"])
+    gains = []
+    for seed, score in scores.items():
+        gains.append(score[12_000] - score[0])
+        assert f"| {seed} | {score[0]:.1f} | {score[12_000]:.1f} | {gains[-1]:+.1f} |" in page
+    means = [sum(score[step] for score in scores.values()) / 5 for step in (0, 12_000)]
+    assert f"| mean | {means[0]:.1f} | {means[1]:.1f} | {means[1] - means[0]:+.1f} |" in page
+    assert f"from {means[0]:.1f} % success on average to {means[1]:.1f} %" in page
+    assert len(gains) == 5
+    assert sum(gain >= 20 for gain in gains) >= 4
+    makefile = (ROOT / "Makefile").read_text()
+    for flags in re.findall(r" -- (--offline-steps.*)", page):
+        assert f"umaze-tiny-v0 {flags} --run-name demo" in makefile
+
+
 def test_commands_name_existing_files_and_flags():
     import iql
 

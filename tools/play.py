@@ -110,10 +110,7 @@ def deployed(script, agent, state: dict, env: gym.Env):
     if switched and getattr(agent.args, "baseline", None) == "pex":
         return agent.act_composite, "the composite of offline and new policy"
     if switched and hasattr(script, "mixture"):
-        try:
-            horizons = agent.gate.horizons()
-        except (TypeError, ValueError) as error:
-            iql.fail(f"the checkpoint's gate is damaged: {error}")
+        horizons = agent.gate.horizons()
         return script.mixture(agent, env, horizons), f"guide and learner, guide steps {horizons}"
     return agent.act, "the policy"
 
@@ -166,6 +163,7 @@ def main(args: Args) -> None:
     iql.check_ranges(args)
     path, state = load(args.checkpoint)
     script = script_of(state)
+    script.SCRIPT = iql.SCRIPT
     trained = arguments(script, state, path)
     here = {"seed": args.seed, "device": args.device, "env_module": args.env_module}
     trained = dataclasses.replace(trained, **here, compile=False, track=False)

@@ -918,7 +918,7 @@ class Run:
             "code": hashlib.sha256(SCRIPT.read_bytes()).hexdigest(),
         }
         commit = git_commit()  # before signals have to wait
-        self.signal, self.writing = 0, True  # a signal from now on waits for the first latest.pt
+        self.pending_signal, self.writing = 0, True  # signals wait for the first latest.pt
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.interrupt)
         self.files, self.is_new_directory = {}, False
@@ -1125,15 +1125,15 @@ class Run:
         online = self.buffer.rows[start : start + state["online_size"]].clone()
         write(self.dir / "latest.pt", lambda file: torch.save(state | {"online": online}, file))
         self.saved, self.writing = state["step"], False
-        if self.signal:
-            self.interrupt(self.signal, None)
+        if self.pending_signal:
+            self.interrupt(self.pending_signal, None)
 
     def interrupt(self, number: int, _) -> None:
         """Signal handler: keep the last snapshot and end at once, whatever the run is doing."""
-        self.signal = number
+        self.pending_signal = number
         if self.writing:  # write_latest comes back here
             return
-        self.signal = 0
+        self.pending_signal = 0
         status = 128 + number
         try:
             self.write_latest(self.snapshot)

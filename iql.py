@@ -264,7 +264,8 @@ class Agent(nn.Module):
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Sum of the three losses, each with gradients to its own network; and what to log."""
-        obs, actions, args = batch["obs"], batch["actions"], self.args
+        args = self.args
+        obs, actions = batch["obs"], batch["actions"]
         with torch.no_grad():
             min_q = self.critic_target(obs, actions).amin(0)  # (E, B) -> (B,)
             next_v = self.value(batch["next_obs"]).squeeze(-1)
@@ -388,7 +389,8 @@ def fail(message: str, status: int = 2) -> typing.NoReturn:
 def check_ranges(args) -> None:
     """Every argument must be of its type and in its range, from a command line or a checkpoint."""
     for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
-        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        value = getattr(args, name)
+        flag = f"--{name.replace('_', '-')}"
         kind, *bounds = typing.get_args(hint) or [hint]
         if typing.get_origin(hint) is Annotated:
             if type(value) is not kind or not bounds[0] <= value <= bounds[1]:
@@ -402,7 +404,9 @@ def check_ranges(args) -> None:
 
 def device_of(args: Args) -> torch.device:
     """Where networks and data live."""
-    return torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
+    if torch.cuda.is_available() and args.device != "cpu":
+        return torch.device("cuda")
+    return torch.device("cpu")
 
 
 def check_memory(size: float, purpose: str, args: Args) -> None:
@@ -479,7 +483,8 @@ def find_dataset(dataset_id: str) -> minari.MinariDataset:
 
 def check_episode(episode: minari.EpisodeData, obs: np.ndarray, act_shape: tuple) -> None:
     """An episode of T steps has T + 1 observations, T of the rest, and ends at its last step."""
-    steps, which = len(episode.rewards), f"episode {episode.id}"
+    steps = len(episode.rewards)
+    which = f"episode {episode.id}"
     columns = {
         "observations": (obs, (steps + 1, *obs.shape[1:])),
         "actions": (episode.actions, (steps, *act_shape)),
@@ -504,11 +509,13 @@ def read_episodes(
     the last transition is kept even where a time limit cut the episode."""
     box = dataset.action_space
     parts = {"obs": [], "actions": [], "rewards": [], "next_obs": [], "terminations": []}
-    ends, farthest = [0], 0.0
+    ends = [0]
+    farthest = 0.0  # of an action's entries from the middle of the box, in half-widths
     for episode in dataset.iterate_episodes():
         obs = flatten(dataset.observation_space, episode.observations)
         check_episode(episode, obs, box.shape)
-        length, terminations = len(episode.rewards), episode.terminations.astype(bool)
+        length = len(episode.rewards)
+        terminations = episode.terminations.astype(bool)
         if length == 0:
             continue
         if success_ends_episode:
@@ -559,7 +566,8 @@ def registered(spec: str) -> EnvSpec:
     A file must not choose what code runs: of its specification only the id, plain arguments and the
     time limit count; entry points and wrappers in it are ignored."""
     named = json.loads(spec)
-    env_id, kwargs = named["id"], named.get("kwargs") or {}
+    env_id = named["id"]
+    kwargs = named.get("kwargs") or {}
     if env_id not in gym.registry:  # imported only here, without its notice about Adroit
         noise = io.StringIO()
         with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
@@ -641,7 +649,8 @@ def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, t
     try:
         with np.errstate(all="ignore"):  # what is not finite then is refused below
             dataset = find_dataset(args.dataset_id)
-            metadata, box = dataset.storage.metadata, dataset.action_space
+            metadata = dataset.storage.metadata
+            box = dataset.action_space
             if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not box.is_bounded():
                 fail(f"actions must be vectors in a bounded Box, not {box}")
             # A row: two observations, action, reward, end; the data are in columns and buffer.
@@ -658,7 +667,8 @@ def load_data(args: Args) -> tuple[dict[str, np.ndarray], np.ndarray, EnvSpec, t
     for name, column in columns.items():
         if not np.isfinite(column).all():
             fail(f"the data set {args.dataset_id} holds NaN or infinity in its {name}")
-    obs_dim, its_box = env.observation_space.shape[0], env.unwrapped.action_space
+    obs_dim = env.observation_space.shape[0]
+    its_box = env.unwrapped.action_space
     if columns["obs"].shape[1] != obs_dim or its_box.shape != box.shape:
         fail(
             f"{task.id} has {obs_dim} observation and {its_box.shape} action entries, "
@@ -753,7 +763,8 @@ class Run:
         self.args, self.agent, self.buffer, self.references = args, agent, buffer, references
         self.dir = Path(args.run_dir, args.run_name)
         self.phase, self.step, self.episode = "offline", -args.offline_steps, 0
-        self.seconds, self.tick = {"offline": 0.0, "online": 0.0}, time.perf_counter()
+        self.seconds = {"offline": 0.0, "online": 0.0}
+        self.tick = time.perf_counter()
         data = buffer.rows[: buffer.size].cpu().numpy()
         self.identity = {
             "script": SCRIPT.name,
@@ -765,10 +776,12 @@ class Run:
             "code": hashlib.sha256(SCRIPT.read_bytes()).hexdigest(),
         }
         commit = git_commit()  # before signals have to wait
-        self.pending_signal, self.writing = 0, True  # signals wait for the first latest.pt
+        self.pending_signal = 0
+        self.writing = True  # signals wait for the first latest.pt
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.interrupt)
-        self.files, self.is_new_directory = {}, False
+        self.files = {}
+        self.is_new_directory = False
         if args.resume is None and args.offline_checkpoint is not None:
             self.load(self.load_offline, args.offline_checkpoint)
         try:
@@ -971,7 +984,8 @@ class Run:
         # A clone: of a slice, torch would save the whole table.
         online = self.buffer.rows[start : start + state["online_size"]].clone()
         write(self.dir / "latest.pt", lambda file: torch.save(state | {"online": online}, file))
-        self.saved, self.writing = state["step"], False
+        self.saved = state["step"]
+        self.writing = False
         if self.pending_signal:
             self.interrupt(self.pending_signal, None)
 
@@ -1037,7 +1051,7 @@ class Run:
             if state[name] != own[name]:
                 fail(f"{path} does not fit: its {name} is {state[name]}, not {own[name]}")
         self.load_networks(state, own, path)
-        size, step, width = state["online_size"], state["step"], self.buffer.rows.shape[1]
+        size, step = state["online_size"], state["step"]
         ranges = {"offline": (-self.args.offline_steps, 0), "online": (0, self.args.online_steps)}
         first, last = ranges.get(state["phase"], (1, 0))
         done = max(step, 0)
@@ -1045,7 +1059,8 @@ class Run:
             fail(f"{path}: this run has no {state['phase']} step {step} with {size} transitions")
         if len(online) < size:
             fail(f"{path} does not hold its {size} online transitions")
-        check_like(online[:size].contiguous(), torch.zeros(size, width), f"{path}: online")
+        rows = torch.zeros(size, self.buffer.rows.shape[1])
+        check_like(online[:size].contiguous(), rows, f"{path}: online")
         start = self.buffer.offline_size
         self.buffer.rows[start : start + size] = online[:size].to(self.buffer.rows.device)
         self.buffer.size += size
@@ -1140,7 +1155,9 @@ def compiled(loss, args: Args, device: torch.device):
     """A loss function, compiled unless --no-compile."""
     if not args.compile:
         return loss
-    return torch.compile(loss, mode="reduce-overhead" if device.type == "cuda" else None)
+    if device.type == "cuda":
+        return torch.compile(loss, mode="reduce-overhead")
+    return torch.compile(loss)
 
 
 def resumed_args(argv: list[str], path: str) -> Args:

@@ -69,7 +69,8 @@ RUN = Path("runs/stub__test-x-y-v0__0")
 
 
 @pytest.fixture(autouse=True)
-def stub():
+def stub(monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 is Ray's default: beside other tests, slow
     torch.set_flush_denormal(False)  # as it was before a run: hypothesis wants to see all numbers
     Path("stub.py").write_text(STUB)
 
@@ -80,7 +81,7 @@ def command(*flags: str) -> list[str]:
 
 
 def run_sweep(*flags: str, status: int = 0) -> str:
-    done = subprocess.run(command(*flags), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command(*flags), capture_output=True, text=True, timeout=240)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
@@ -142,7 +143,7 @@ def parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def wait_for(what, seconds: float = 90):
+def wait_for(what, seconds: float = 240):
     """What a function returns, once that is something."""
     deadline = time.monotonic() + seconds
     while not what():
@@ -168,8 +169,8 @@ def test_a_lost_worker_costs_no_run():
     os.kill(first, signal.SIGKILL)
     second = worker_of(RUN, other=first)
     Path("go").touch()
-    out, _ = going.communicate(timeout=90)
-    assert going.returncode == 0
+    out, _ = going.communicate(timeout=240)
+    assert going.returncode == 0, out
     assert "status 0" in out
     assert first != second
     assert sweep.finished(RUN)
@@ -189,8 +190,8 @@ def test_a_lost_node_costs_no_run():
         for process in (nodes[0], workers[0]):  # all of a machine goes at once
             os.kill(process, signal.SIGKILL)
         Path("go").touch()
-        out, _ = going.communicate(timeout=120)
-        assert going.returncode == 0
+        out, _ = going.communicate(timeout=240)
+        assert going.returncode == 0, out
         assert out.count("status 0") == 2
     finally:
         cluster.shutdown()

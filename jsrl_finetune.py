@@ -435,7 +435,7 @@ class Agent(nn.Module):
     def set_extra_state(self, state: dict) -> None:
         """The gate of a checkpoint (load_state_dict() hands it over)."""
         if not 0 <= state["stage"] <= self.args.stages:
-            fail(f"the checkpoint's gate is at stage {state['stage']} of {self.args.stages}")
+            raise ValueError(f"the gate is at stage {state['stage']} of {self.args.stages}")
         vars(self.gate).update(state)
 
     def jump_start(self, random_return: float) -> None:

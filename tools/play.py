@@ -99,7 +99,10 @@ def agent_of(script, args, state: dict, device: torch.device, path: Path):
         late = {name: x for name, x in own.items() if name.startswith(script.ONLINE_ONLY)}
         saved.update(late)
     iql.check_like(saved, own, f"{path}: agent")
-    agent.load_state_dict(saved)
+    try:
+        agent.load_state_dict(saved)
+    except ValueError as error:  # a gate that cannot be
+        iql.fail(f"{path}: {error}")
     return agent
 
 
@@ -163,7 +166,6 @@ def main(args: Args) -> None:
     iql.check_ranges(args)
     path, state = load(args.checkpoint)
     script = script_of(state)
-    script.SCRIPT = iql.SCRIPT
     trained = arguments(script, state, path)
     here = {"seed": args.seed, "device": args.device, "env_module": args.env_module}
     trained = dataclasses.replace(trained, **here, compile=False, track=False)

@@ -12,8 +12,7 @@ a transition (s, a, r, s', d), d = 1 at a true end, target critics Qt_i, and an 
 
 Each loss trains the network that it is named after; what other networks say is a constant to it.
 What changes at the switch: the policy acts (a sample, clipped to the box), each transition joins
-the data, and there is one update per step. A decayed step size of the policy is full again.
-Parent: none, the root of its family. Measured: docs/iql.md.
+the data, with one update per step; a decayed step size is full again. Parent: none. (docs/iql.md)
 
 Deviations from the authors' code (github.com/ikostrikov/implicit_q_learning):
  1. All losses see the networks as before the step. Theirs update V first, and use the new V.

@@ -1344,6 +1344,18 @@ def compiled(loss, args: Args, device: torch.device):
     return torch.compile(loss)
 
 
+def read_flags(kind, **options):
+    """What the command line says, read by tyro; its frame around a mistake becomes one sentence."""
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(heard):
+            return tyro.cli(kind, **options)
+    except SystemExit as ended:
+        if ended.code:
+            fail(re.sub("[─│╭╮╰╯]", " ", heard.getvalue()))
+        raise
+
+
 def resumed_args(argv: list[str], path: str) -> Args:
     """The arguments of the run to resume; what the command line says must not contradict them."""
     saved = load_checkpoint(path)
@@ -1358,7 +1370,7 @@ def resumed_args(argv: list[str], path: str) -> Args:
     before = Args(**saved["args"])
     check_ranges(before)
     # A module that a file names is imported only if the command line names it, too.
-    args = tyro.cli(Args, args=argv, default=dataclasses.replace(before, env_module=None))
+    args = read_flags(Args, args=argv, default=dataclasses.replace(before, env_module=None))
     check_ranges(args)
     free = {"resume", "run_dir", "device", "track", "online_steps"}
     for name in vars(before).keys() - free:
@@ -1376,12 +1388,12 @@ def resumed_args(argv: list[str], path: str) -> Args:
 
 def parse_args(argv: list[str]) -> Args:
     """Flags win over the family's PAPER_SETTINGS, and these over the defaults."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
+    args = read_flags(Args, args=argv, description=__doc__)
     if args.resume is not None:
         return resumed_args(argv, args.resume)
     family, *name = args.dataset_id.split("/")[-2:]
     settings = PAPER_SETTINGS.get(family, {})
-    args = tyro.cli(Args, args=argv, default=dataclasses.replace(Args(), **settings))
+    args = read_flags(Args, args=argv, default=dataclasses.replace(Args(), **settings))
     check_ranges(args)
     if args.offline_checkpoint is not None:
         args.offline_steps = 0

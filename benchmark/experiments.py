@@ -31,6 +31,7 @@ class Experiment:
     seeds: int  # 0, 1, ...
     offline: str  # script and flags of the offline phase that the arms share
     arms: dict[str, str]  # name -> script and flags
+    probe: str = ""  # a program that measures the precondition in offline.pt
 
 
 MAZE = "o2o/pointmaze/medium-play-v0"
@@ -69,6 +70,7 @@ EXPERIMENTS = {
             "plain": f"{O3F} plain",
             "o3f-0.2": f"{O3F} o3f --sigma 0.2",
         },
+        probe="benchmark/inspect_search.py --sigma 0.05 0.2 --episodes 50",
     ),
     "o3f-locomotion": Experiment(
         claim="the search beats noise of the same size",
@@ -83,6 +85,7 @@ EXPERIMENTS = {
             "noise": "o3f.py --online-steps 50000 --exploration noise",
             "plain": "o3f.py --online-steps 50000 --exploration plain",
         },
+        probe="benchmark/inspect_search.py --sigma 0.2",
     ),
     "pex-drop": Experiment(
         claim="the frozen policy and the gate prevent the drop after the switch",
@@ -96,6 +99,7 @@ EXPERIMENTS = {
             "pex": "pex.py --online-steps 20000 --eval-every 2500",
             "direct": "pex.py --online-steps 20000 --eval-every 2500 --baseline direct",
         },
+        probe="benchmark/inspect_critic.py",
     ),
     "wsrl-maze": Experiment(
         claim="a warm-up is needed, the offline data are not",

@@ -19,7 +19,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -172,4 +171,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    jsrl.SCRIPT = Path(__file__)  # error messages start with its name
+    main(jsrl.read_flags(Args, description=__doc__))

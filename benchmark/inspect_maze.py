@@ -61,4 +61,5 @@ def main(options: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    cal_ql.SCRIPT = Path(__file__)  # error messages start with its name
+    main(cal_ql.read_flags(Args))

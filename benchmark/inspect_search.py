@@ -1,21 +1,26 @@
-"""Does the search of o3f.py find better actions? Ask the simulator, with the critics of a checkpoint, without any update.
+"""Does the search of o3f.py find better actions? Ask the simulator, without any update.
 
     python benchmark/inspect_search.py runs/NAME/offline.pt --sigma 0.2
 
-Two answers, for the policy's mean action (plain), the same with noise of --sigma (noise), and the best of 100 such actions
-by the critics (o3f):
+The critics are those of a checkpoint of iql.py or o3f.py, the actions are the policy's mean
+(plain), the same with noise of size --sigma (noise), or the best of 100 such actions by the critics
+(o3f). Printed are:
 
- - return of whole episodes in which every action is chosen like that;
- - the advantage of one such action: from states that the policy visits, it is executed once and the policy's mean follows
-   for --horizon steps. Predicted is Q(s, action) - Q(s, mean), measured the difference of the discounted, scaled rewards.
-
-For MuJoCo locomotion data (the simulator's state must be a position and a velocity) and checkpoints of iql.py or o3f.py.
+ - the success, in mazes, or else the return of whole episodes in which every action is chosen so;
+ - with --states, the advantage of one such action: from states that the policy visits, it is
+   executed once, and the policy's mean follows for --horizon steps. Predicted is
+   Q(s, action) - Q(s, mean), measured the difference of the discounted, scaled rewards. (Only for
+   tasks of MuJoCo whose state is a position and a velocity, such as Hopper.)
 """
 
+import dataclasses
+import json
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import torch
 import tyro
@@ -28,90 +33,121 @@ import o3f
 class Args:
     checkpoint: tyro.conf.Positional[str]
     """an offline.pt"""
-    sigma: float = 0.2
-    """standard deviation of the perturbations"""
+    sigma: tuple[float, ...] = (0.2,)
+    """standard deviations of the perturbations"""
     episodes: int = 10
-    """whole episodes per arm"""
-    states: int = 200
+    """whole episodes for each way to choose"""
+    states: int = 0
     """states for the single actions"""
     horizon: int = 100
     """steps after a single action"""
+    out: Path | None = None
+    """JSON file that receives the numbers"""
+
+
+def play(agent: o3f.Agent, env: gym.Env, episodes: int) -> tuple[list[float], list[tuple]]:
+    """Successes or returns of episodes, and the simulator's states that were visited."""
+    values, visited = [], []
+    for episode in range(episodes):
+        obs, info = env.reset(seed=episode)
+        success = None
+        while "episode" not in info:
+            physics = getattr(env.unwrapped, "data", None)
+            if physics is not None:
+                visited.append((obs, physics.qpos.copy(), physics.qvel.copy()))
+            obs, _, _, _, info = env.step(agent.explore(torch.from_numpy(obs)).numpy())
+            if "success" in info:
+                success = max(success or 0.0, float(info["success"]))
+        values.append(info["episode"]["r"] if success is None else success)
+    return values, visited
+
+
+def discounted(agent, env: gym.Env, scale: float, start: tuple, action, horizon: int) -> float:
+    """Sum of discounted, scaled rewards of one action and `horizon` steps of the policy."""
+    _, position, velocity = start
+    env.reset(seed=0)
+    env.unwrapped.set_state(position, velocity)
+    obs, reward, terminated, _, _ = env.step(action.numpy())
+    total, factor = scale * reward, 1.0
+    agent.args.exploration = "plain"
+    for _ in range(horizon):
+        if terminated:
+            break
+        factor *= agent.args.gamma
+        action = agent.explore(torch.from_numpy(obs))
+        obs, reward, terminated, _, _ = env.step(action.numpy())
+        total += factor * scale * reward
+    return total
+
+
+def single_actions(agent, env: gym.Env, scale: float, states: list, options: Args) -> dict:
+    """Predicted and measured advantages of one action: means over the states."""
+    numbers = {}
+    plain = {}
+    for arm in ("plain", "noise", "o3f"):
+        gains = []
+        for number, start in enumerate(states):
+            agent.args.exploration = arm
+            action = agent.explore(torch.from_numpy(start[0]))
+            value = discounted(agent, env, scale, start, action, options.horizon)
+            if arm == "plain":
+                plain[number] = action, value
+                continue
+            mean, base = plain[number]
+            obs = torch.from_numpy(start[0]).expand(2, -1)
+            with torch.no_grad():
+                q = agent.critic(obs, torch.stack([mean, action])).mean(0)
+            gains.append(((q[1] - q[0]).item(), value - base))
+        if gains:
+            predicted, measured = np.array(gains).T
+            error = measured.std(ddof=1) / len(measured) ** 0.5
+            correlation = np.corrcoef(predicted, measured)[0, 1]
+            print(
+                f"{arm:5}  advantage predicted {predicted.mean():.3f}, measured"
+                f" {measured.mean():.3f} (standard error {error:.3f}), correlation {correlation:.2f}"
+            )
+            numbers[f"{arm} predicted"] = predicted.mean()
+            numbers[f"{arm} measured"] = measured.mean()
+    return numbers
 
 
 def main(options: Args) -> None:
     state = o3f.load_checkpoint(options.checkpoint)
-    known = {name: value for name, value in state["args"].items() if hasattr(o3f.Args, name)}
-    args = o3f.Args(**known | {"sigma": options.sigma, "center": "mean", "compile": False})
-    columns, ends, task, references = o3f.load_data(args)
-    scale = args.reward_scale * (
-        o3f.return_scale(columns["rewards"], ends) if args.normalize_returns else 1.0
-    )
+    known = {field.name for field in dataclasses.fields(o3f.Args)}
+    trained = {name: value for name, value in state["args"].items() if name in known}
+    args = o3f.Args(**trained | {"center": "mean", "compile": False})
+    columns, ends, task, _ = o3f.load_data(args)
+    scale = args.reward_scale
+    if args.normalize_returns:
+        scale *= o3f.return_scale(columns["rewards"], ends)
     env = o3f.make_env(task)
-    agent = o3f.Agent(
-        columns["obs"].shape[1], columns["actions"].shape[1], args, torch.device("cpu")
-    )
-    agent.load_state_dict(state["agent"], strict=False)
+    agent = o3f.Agent(state["obs_dim"], state["act_dim"], args, torch.device("cpu"))
+    agent.load_state_dict(state["agent"])
     torch.manual_seed(0)
-
-    def choose(obs: torch.Tensor, arm: str) -> torch.Tensor:
-        args.exploration = arm
-        return agent.explore(obs)
-
-    def discounted(choice: np.ndarray, position: np.ndarray, velocity: np.ndarray) -> float:
-        """Sum of discounted, scaled rewards of one action and --horizon steps of the policy."""
-        env.reset(seed=0)
-        env.unwrapped.set_state(position, velocity)
-        obs, reward, terminated, _, _ = env.step(choice)
-        total, factor = scale * reward, args.gamma
-        for _ in range(options.horizon):
-            if terminated:
-                break
-            obs, reward, terminated, _, _ = env.step(choose(torch.from_numpy(obs), "plain").numpy())
-            total, factor = total + factor * scale * reward, factor * args.gamma
-        return total
-
-    visited = []  # (observation, position, velocity)
-    for arm in ("plain", "noise", "o3f"):
-        returns = []
-        for episode in range(options.episodes):
-            (obs, info), steps = env.reset(seed=episode), 0
-            while "episode" not in info:
-                physics = env.unwrapped.data
-                visited += (
-                    [(obs, physics.qpos.copy(), physics.qvel.copy())] if arm == "plain" else []
-                )
-                obs, _, _, _, info = env.step(choose(torch.from_numpy(obs), arm).numpy())
-                steps += 1
-            returns.append(info["episode"]["r"])
-        print(
-            f"{arm:5}  return {np.mean(returns):.0f} (standard error {np.std(returns, ddof=1) / len(returns) ** 0.5:.0f})"
-        )
-
-    picked = np.random.default_rng(0).choice(len(visited), options.states)
-    gains = {"noise": [], "o3f": []}
-    for obs, position, velocity in (visited[i] for i in picked):
-        observation = torch.from_numpy(obs)
-        mean = choose(observation, "plain")
-        base = discounted(mean.numpy(), position, velocity)
-        for arm, pairs in gains.items():
-            action = choose(observation, arm)
-            with torch.no_grad():
-                q = agent.critic(observation.expand(2, -1), torch.stack([mean, action])).mean(0)
-            pairs.append(
-                ((q[1] - q[0]).item(), discounted(action.numpy(), position, velocity) - base)
-            )
-    for arm, pairs in gains.items():
-        predicted, measured = np.array(pairs).T
-        error, correlation = (
-            measured.std(ddof=1) / len(measured) ** 0.5,
-            np.corrcoef(predicted, measured)[0, 1],
-        )
-        print(
-            f"{arm:5}  advantage predicted {predicted.mean():.3f}, measured {measured.mean():.3f}",
-            end="",
-        )
-        print(f" (standard error {error:.3f}), correlation {correlation:.2f}")
+    arms = [("plain", 0.0)]
+    arms += [(arm, sigma) for sigma in options.sigma for arm in ("noise", "o3f")]
+    numbers, visited = {}, []
+    for arm, sigma in arms:
+        args.exploration, args.sigma = arm, sigma
+        values, states = play(agent, env, options.episodes)
+        visited = visited or states
+        name = "plain" if arm == "plain" else f"{arm} {sigma:g}"
+        numbers[name] = statistics.fmean(values)
+        error = np.std(values, ddof=1) / len(values) ** 0.5
+        print(f"{name:10}  {numbers[name]:.4g} (standard error {error:.2g})")
+    if options.states:
+        picked = np.random.default_rng(0).choice(len(visited), options.states)
+        states = [visited[index] for index in picked]
+        for sigma in options.sigma:
+            args.sigma = sigma
+            numbers |= {
+                f"{name} {sigma:g}": value
+                for name, value in single_actions(agent, env, scale, states, options).items()
+            }
+    if options.out:
+        options.out.write_text(json.dumps(numbers))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    o3f.SCRIPT = Path(__file__)  # error messages start with its name
+    main(o3f.read_flags(Args, description=__doc__))

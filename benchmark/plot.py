@@ -45,7 +45,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import tyro
 from matplotlib.backend_bases import FigureCanvasBase
-from sweep import RUN, finished, read_run, read_table, replacing
+from sweep import RUN, finished, read_flags, read_run, read_table, replacing
 
 plt.rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
 FIGURES = ["offline", "final", "worst drop", "regret"]
@@ -244,16 +244,16 @@ def main(args: Args) -> None:
             plt.close(fig)
     except (OSError, ValueError, RuntimeError) as error:
         stop(f"cannot write {args.out} or {args.csv}: {error}")
+    if sum(len(seeds) for seeds in curves.values()) == 1:
+        tell(curves, names, units, args.out)
+    else:
+        print_table(table, names, units)
+
+
+if __name__ == "__main__":
     try:
-        if sum(len(seeds) for seeds in curves.values()) == 1:
-            tell(curves, names, units, args.out)
-        else:
-            print_table(table, names, units)
+        main(read_flags(Args, stop, description=__doc__))
         sys.stdout.flush()
     except OSError as error:
         os.close(1)  # else Python fails again at its exit
         stop(f"cannot print: {error.strerror}")
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))

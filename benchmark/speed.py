@@ -32,7 +32,6 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import tyro
 from minari.data_collector import EpisodeBuffer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -277,7 +276,6 @@ def time_loading(transitions: int) -> None:
 
 
 def main(args: Args) -> None:
-    iql.SCRIPT = Path(__file__)  # error messages start with its name
     if min(args.threads, args.blocks, args.updates_per_block) < 1:
         iql.fail("threads, blocks and updates must be at least 1")
     if args.load != 0 and args.load < 5000:
@@ -302,4 +300,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    iql.SCRIPT = Path(__file__)  # error messages start with its name
+    main(iql.read_flags(Args, description=__doc__))

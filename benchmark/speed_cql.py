@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from speed import seconds, spread
@@ -228,7 +227,6 @@ def race(args: Args, contestants: dict[str, tuple[str, object]], unit: str) -> N
 
 
 def main(args: Args) -> None:
-    cal_ql.SCRIPT = Path(__file__)  # error messages start with its name
     if min(args.threads, args.blocks, args.updates_per_block) < 1:
         cal_ql.fail("threads, blocks, updates must be at least 1")
     torch.set_num_threads(args.threads)
@@ -267,4 +265,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    cal_ql.SCRIPT = Path(__file__)  # error messages start with its name
+    main(cal_ql.read_flags(Args, description=__doc__))

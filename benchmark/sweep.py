@@ -17,8 +17,9 @@ was made with other arguments is refused: give those a --tag. One sweep at a tim
 
 What a run prints goes to <run>.log beside its folder. After each finished run --out is written
 anew: one row per run, step and policy, enough to draw every curve of the docs (benchmark/plot.py
-reads it), and in the first row of each run the arguments that it ran with; if asked for, --losses
-too. Rows of runs outside this sweep stay as they are.
+reads it), and in the first row of each run its arguments, commit, command, machine and wall-clock
+seconds. So are --losses and --training, which an experiment always has, beside --out, and what its
+probe measured in the shared offline.pt, as ..._probe.csv. Rows of other runs stay as they are.
 Exit status: 0 all finished; 1 some failed, named at the end; 2 bad input; 130 / 143 interrupted.
 """
 
@@ -30,6 +31,7 @@ import itertools
 import json
 import logging
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -37,6 +39,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +64,7 @@ with contextlib.suppress(ImportError):  # plot.py reads tables without it
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ["script", "tag", "dataset", "seed"]  # which run a row is about
 COLUMNS = [*RUN, "step", "phase", "policy", "return", "score", "success", "episodes"]
+ABOUT = ["arguments", "commit", "command", "machine", "seconds"]  # only in a run's first row
 # What config.json holds besides the arguments that decide a run's curve.
 NOT_ARGUMENTS = {"script", "networks", "dataset_id", "obs_dim", "act_dim", "data", "transitions"}
 NOT_ARGUMENTS |= {"torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"}
@@ -82,6 +86,8 @@ class Args:
     """CSV that receives the evaluations of all runs; default: benchmark/results/EXPERIMENT.csv"""
     losses: Path | None = None
     """CSV that receives the losses, values, ... that each run logged last before each evaluation"""
+    training: Path | None = None
+    """CSV that receives all training episodes online"""
     jobs: int = 1
     """runs at a time, without --address"""
     threads: int = 1
@@ -104,17 +110,35 @@ class Job:
     tag: str  # the arm
     command: list[str]  # script and flags
     needs: str | None = None  # the name of the run whose offline.pt it starts from
+    probe: str = ""  # a program that measures something in its offline.pt
 
     @property
     def header(self) -> str:
         """The first line of its log: by it a later sweep knows that it was begun by this command."""
         return f"$ {shlex.join(['python', *self.command])}"
 
+    @property
+    def finished(self) -> bool:
+        probed = not self.probe or (self.folder / "probe.json").exists()
+        return probed and finished(self.folder)
+
 
 def stop(message: str, status: int = 2) -> None:
     """End the sweep with one line on stderr."""
     print(f"sweep.py: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(status)
+
+
+def read_flags(kind: type, stop, **options):
+    """What the command line says, read by tyro; `stop` gets what it says of a mistake."""
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(heard):
+            return tyro.cli(kind, **options)
+    except SystemExit as ended:
+        if ended.code:
+            stop(re.sub("[─│╭╮╰╯]", " ", heard.getvalue()))
+        raise
 
 
 @contextlib.contextmanager
@@ -194,9 +218,42 @@ def read_run(folder: Path, tag: str = "") -> list[dict[str, str]]:
             row[name] = f"{statistics.fmean(values):.6g}" if values else ""
         prefix = "eval" if policy == "actor" else f"eval_{policy}"
         row |= {"score": scores.get((step, prefix), ""), "episodes": str(len(group))}
-        row["arguments"] = "" if rows else arguments(config)
         rows.append(row)
+    if rows:
+        rows[0] |= about(folder, config)
     return rows
+
+
+def about(folder: Path, config: dict) -> dict[str, str]:
+    """What ABOUT says of a run. Where the sweep has its folders tells nothing."""
+    known = {"arguments": arguments(config), "commit": (config.get("commit") or "")[:12]}
+    with contextlib.suppress(OSError):
+        log = folder.with_name(f"{folder.name}.log").read_text(errors="replace")
+        known["command"] = log.split("\n")[0].removeprefix("$ ").replace(f"{ROOT}{os.sep}", "")
+        known |= json.loads((folder / "sweep.json").read_text())
+    return known
+
+
+def read_training(folder: Path, tag: str = "") -> list[dict[str, str]]:
+    """One row per training episode of a run."""
+    run = identity(json.loads((folder / "config.json").read_text()), tag)
+    rows = []
+    for row in read_table(folder / "metrics.csv"):
+        if row["online/episode_return"]:
+            number = f"{float(row['online/episode_return']):.6g}"
+            length = f"{float(row['online/episode_length']):.0f}"
+            rows.append(run | {"step": row["step"], "return": number, "length": length})
+    return rows
+
+
+def read_probe(folder: Path, tag: str = "") -> list[dict[str, str]]:
+    """One row for each number that the probe of a run has found."""
+    path = folder / "probe.json"
+    if not path.exists():
+        return []
+    run = identity(json.loads((folder / "config.json").read_text()), tag)
+    numbers = json.loads(path.read_text())
+    return [run | {"name": name, "value": f"{value:.5g}"} for name, value in numbers.items()]
 
 
 def read_losses(folder: Path, tag: str = "") -> list[dict[str, str]]:
@@ -220,14 +277,25 @@ def read_losses(folder: Path, tag: str = "") -> list[dict[str, str]]:
 def order(row: dict[str, str]) -> tuple:
     """Where a row stands in --out or --losses."""
     names = [row[key] for key in RUN[:3]]
-    return (*names, int(row["seed"]), int(row["step"]), row.get("policy", ""))
+    last = row.get("policy", "") or row.get("name", "")
+    return (*names, int(row["seed"]), int(row.get("step", 0)), last)
 
 
 def write_results(args: Args, jobs: list[Job]) -> None:
-    """Put the finished runs into --out and --losses, in place of their rows."""
-    jobs = [job for job in jobs if finished(job.folder)]
-    tables = [(args.out, read_run, COLUMNS), (args.losses, read_losses, COLUMNS[:6])]
-    for path, read, columns in tables[: 2 if args.losses else 1]:
+    """Put the finished runs into --out and the other tables, in place of their rows."""
+    probe = None
+    if any(job.probe for job in jobs):
+        probe = args.out.with_name(f"{args.out.stem}_probe.csv")
+    jobs = [job for job in jobs if job.finished]
+    tables = [
+        (args.out, read_run, [*COLUMNS, *ABOUT]),
+        (args.losses, read_losses, COLUMNS[:6]),
+        (args.training, read_training, [*RUN, "step", "return", "length"]),
+        (probe, read_probe, [*RUN, "name", "value"]),
+    ]
+    for path, read, columns in tables:
+        if path is None:
+            continue
         try:
             rows = [row for job in jobs for row in read(job.folder, job.tag)]
             runs = {tuple(row[key] for key in RUN) for row in rows}
@@ -237,7 +305,7 @@ def write_results(args: Args, jobs: list[Job]) -> None:
             stop(f"cannot read {path} or a finished run: {type(error).__name__}: {error}")
         names = dict.fromkeys([*columns, *(key for row in rows for key in row)])
         with replacing(path) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, names, lineterminator="\n")
+            writer = csv.DictWriter(file, names, "", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 
@@ -264,12 +332,48 @@ def die_with_the_worker() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
+def machine(threads: int) -> str:
+    """The processor that a run has had, and how much of it."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        model = found.group(1) if found else model
+    return f"{model}, {threads} of {os.cpu_count()} CPUs"
+
+
 def execute(job: Job, threads: int, here: str, needed: int = 0) -> int:
     """In a worker: start, continue or, if it is finished, leave a run; returns its exit status.
 
     `needed` is the status of the run that it needs: if that has failed, it is not begun."""
-    if needed or finished(job.folder):
+    if needed or job.finished:
         return needed
+    status = 0
+    if not finished(job.folder):
+        status = train(job, threads, here)
+    if job.probe and status == 0:
+        script, *flags = shlex.split(job.probe)
+        command = [str(ROOT / script), str(job.folder / "offline.pt"), *flags]
+        command += ["--out", str(job.folder / "probe.json")]
+        status = run_python(command, job, threads, here)
+    return status
+
+
+def run_python(command: list[str], job: Job, threads: int, here: str) -> int:
+    """A program that writes to the log of a run."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with open(job.folder.with_name(f"{job.folder.name}.log"), "a") as file:
+        return subprocess.run(
+            [sys.executable, *command],
+            stdout=file,
+            stderr=file,
+            env=environment,
+            cwd=here,
+            preexec_fn=die_with_the_worker,
+        ).returncode
+
+
+def train(job: Job, threads: int, here: str) -> int:
+    """Start or continue a run; sweep.json receives where, and how long it took in all."""
     log = job.folder.with_name(f"{job.folder.name}.log")
     if job.folder.is_dir():  # a run that has lost its worker needs a moment to end
         with contextlib.suppress(Timeout), FileLock(job.folder / ".lock", timeout=5):
@@ -281,16 +385,16 @@ def execute(job: Job, threads: int, here: str, needed: int = 0) -> int:
         clear(job.folder)
         if not job.folder.exists():  # else the script will refuse the folder
             log.write_text(f"{job.header}\n")
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    with open(log, "a") as file:
-        return subprocess.run(
-            [sys.executable, *command],
-            stdout=file,
-            stderr=file,
-            env=environment,
-            cwd=here,
-            preexec_fn=die_with_the_worker,
-        ).returncode
+    about, before = job.folder / "sweep.json", 0.0
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        before = float(json.loads(about.read_text())["seconds"])
+    start = time.monotonic()
+    status = run_python(command, job, threads, here)
+    if job.folder.is_dir():
+        seconds = f"{before + time.monotonic() - start:.0f}"
+        with replacing(about) as temporary:
+            temporary.write_text(json.dumps({"machine": machine(threads), "seconds": seconds}))
+    return status
 
 
 def check(args: Args, extra: list[str]) -> None:
@@ -306,8 +410,9 @@ def check(args: Args, extra: list[str]) -> None:
             stop(f"the sweep itself gives {flag} to each run")
     if args.out is None:
         stop("--out: name the CSV that receives the evaluations")
-    if args.losses and args.losses.resolve() == args.out.resolve():
-        stop("--out and --losses must be two files")
+    paths = [path.resolve() for path in (args.out, args.losses, args.training) if path]
+    if len(set(paths)) < len(paths):
+        stop("--out, --losses and --training must be different files")
     for dataset in args.datasets:
         if not re.fullmatch(r"[\w./-]+", dataset) or ".." in dataset:
             stop(f"{dataset!r} is not the id of a data set")
@@ -332,6 +437,8 @@ def plan(args: Args, extra: list[str]) -> list[Job]:
         args.datasets = args.datasets or tuple(experiment.datasets)
         args.seeds = args.seeds or tuple(range(experiment.seeds))
         args.out = args.out or ROOT / f"benchmark/results/{args.what}.csv"
+        args.losses = args.losses or args.out.with_name(f"{args.out.stem}_losses.csv")
+        args.training = args.training or args.out.with_name(f"{args.out.stem}_training.csv")
     elif not Path(args.what).is_file():
         stop(f"there is no experiment and no script {args.what}: {', '.join(EXPERIMENTS)}")
     args.seeds = args.seeds or (0,)
@@ -345,6 +452,7 @@ def plan(args: Args, extra: list[str]) -> list[Job]:
         tag = f"{args.what}-offline"
         flags += ["--online-steps", "0"]
         first = make_job(args, str(ROOT / script), dataset, seed, tag, flags)
+        first.probe = experiment.probe
         jobs.append(first)
         for arm, words in experiment.arms.items():
             script, *flags = shlex.split(words)
@@ -375,7 +483,7 @@ def steps_of(job: Job) -> float:
 
 def cost(job: Job, jobs: list[Job]) -> float:
     """Seconds that a run takes: as finished ones of its arm, else by what a step usually takes."""
-    alike = [other for other in jobs if other.tag == job.tag and finished(other.folder)]
+    alike = [other for other in jobs if other.tag == job.tag and other.finished]
     if alike:
         files = [other.folder / "summary.json" for other in alike]
         taken = [json.loads(file.read_text()).get("seconds_total") for file in files]
@@ -393,7 +501,7 @@ def overview(jobs: list[Job]) -> None:
     print(f"{'arm':40}{'runs':>6}{'finished':>10}{'steps each':>12}  still to do")
     for tag in dict.fromkeys(job.tag for job in jobs):
         arm = [job for job in jobs if job.tag == tag]
-        rest = [job for job in arm if not finished(job.folder)]
+        rest = [job for job in arm if not job.finished]
         steps = steps_of(arm[0])
         word = "default" if steps != steps else f"{steps:,}"
         left = hours(sum(cost(job, jobs) for job in rest))
@@ -408,7 +516,7 @@ def work(args: Args, jobs: list[Job]) -> None:
         check_header(job.folder, job.header)
     write_results(args, jobs)  # what cannot be read or written shows before any run begins
     for job in jobs:
-        if finished(job.folder):
+        if job.finished:
             print(f"finished  {job.folder.name}", flush=True)
     slots = {} if args.address else {"num_cpus": args.jobs * args.threads}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning
@@ -433,7 +541,7 @@ def work(args: Args, jobs: list[Job]) -> None:
             word = f"status {ray.get(ready[0])}"
         except ray.exceptions.RayError as error:
             word = type(error).__name__
-        if not finished(job.folder):
+        if not job.finished:
             failed.append(f"{job.folder.name} ({word})")
         write_results(args, jobs)
         rest = sum(cost(job, jobs) for job in pending.values())
@@ -466,4 +574,4 @@ def main(args: Args, extra: list[str]) -> None:
 
 if __name__ == "__main__":
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    main(tyro.cli(Args, args=sys.argv[1:end], description=__doc__), sys.argv[end + 1 :])
+    main(read_flags(Args, stop, args=sys.argv[1:end], description=__doc__), sys.argv[end + 1 :])

@@ -274,10 +274,3 @@ def test_resumed_run_keeps_its_arguments(finished, capsys):
     )
     args = iql.parse_args(["--resume", str(stopped), "--device", "cpu", "--batch-size", "16"])
     assert (args.device, args.beta) == ("cpu", 3.0)
-
-
-def test_unknown_flag_and_wrong_type():
-    for flags in (["--no-such-flag"], ["--seed", "one"]):
-        with pytest.raises(SystemExit) as stop:
-            iql.parse_args(flags)
-        assert stop.value.code == 2

@@ -65,6 +65,12 @@ config |= {{"beta": float(args.beta or 3), "run_name": args.run_name, "torch": "
 (folder / "how").write_text("resumed" if args.resume else "new")
 (folder / "summary.json").write_text("{{}}")
 """
+PROBE = """
+import json, sys
+from pathlib import Path
+checkpoint, flag, out = sys.argv[1:]
+Path(out).write_text(json.dumps({"networks": int(Path(checkpoint).exists())}))
+"""
 RUN = Path("runs/stub__test-x-y-v0__0")
 
 
@@ -289,13 +295,14 @@ def test_arms_start_from_the_offline_phase_of_their_seed():
     source = (BENCHMARK / "experiments.py").read_text()
     offline = f"iql.py --offline-steps 60 {short}"
     source += f"""
-EXPERIMENTS = {{"tiny": Experiment("", "", "", "", ["test/pendulum/random-v0"], 1, {offline!r}, {arms!r})}}
+EXPERIMENTS = {{"tiny": Experiment("", "", "", "", ["test/pendulum/random-v0"], 1, {offline!r}, {arms!r}, "probe.py")}}
 """
     for name in ("sweep.py", "plot.py"):
         Path("benchmark").mkdir(exist_ok=True)
         Path("benchmark", name).write_text((BENCHMARK / name).read_text())
     Path("benchmark/experiments.py").write_text(source)
     Path("iql.py").symlink_to(ROOT / "iql.py")
+    Path("probe.py").write_text(PROBE)
     words = [sys.executable, "benchmark/sweep.py", "tiny", "--run-dir", "runs"]
     cost = subprocess.run([*words, "--dry-run"], capture_output=True, text=True)
     assert cost.stdout.count(" 1         0 ") == 3, cost.stdout
@@ -309,6 +316,16 @@ EXPERIMENTS = {{"tiny": Experiment("", "", "", "", ["test/pendulum/random-v0"], 
     arguments = {row["tag"]: row["arguments"] for row in rows if row["arguments"]}
     assert "--offline-checkpoint" in arguments["tiny-a"]
     assert "--offline-checkpoint" not in arguments["tiny-own"]
+    about = [row for row in rows if row["machine"]]
+    assert [row["tag"] for row in about] == list(arguments)
+    assert all(row["command"].startswith("python iql.py --dataset-id") for row in about)
+    assert all(float(row["seconds"]) > 0 for row in about)
+    training = sweep.read_table(Path("benchmark/results/tiny_training.csv"))
+    assert {row["tag"] for row in training} == {"tiny-a", "tiny-own"}
+    probed = sweep.read_table(Path("benchmark/results/tiny_probe.csv"))
+    assert [(row["tag"], row["name"], row["value"]) for row in probed] == [
+        ("tiny-offline", "networks", "1")
+    ]
     again = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert again.stdout.count("finished") == 3
 
@@ -322,6 +339,8 @@ def test_experiments_name_what_exists():
             for flag in flags:
                 if flag.startswith("--"):
                     assert flag[2:].removeprefix("no-").replace("-", "_") in known, (name, flag)
+        if experiment.probe:
+            assert (ROOT / experiment.probe.split()[0]).is_file(), name
         for dataset in experiment.datasets:
             assert (ROOT / "datasets" / dataset).is_dir(), (name, dataset)
 

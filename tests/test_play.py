@@ -246,6 +246,16 @@ def test_bad_checkpoints(name, trained, capsys):
     assert words in refused(capsys, "bad.pt")
 
 
+def test_a_stranger_beside_the_scripts(trained, capsys, monkeypatch):
+    """A file may name a script of ours, and nothing else that happens to lie in their folder."""
+    state = iql.load_checkpoint(str(trained() / "latest.pt"))
+    torch.save(state | {"script": "evil.py"}, "bad.pt")
+    Path("evil.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.setattr(play, "ROOT", Path.cwd())
+    monkeypatch.syspath_prepend(".")
+    assert "none of the scripts" in refused(capsys, "bad.pt")
+
+
 def test_bad_gate(trained, capsys):
     state = iql.load_checkpoint(str(trained("jsrl_finetune") / "latest.pt"))
     gate = state["agent"]["_extra_state"]

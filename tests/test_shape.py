@@ -31,7 +31,7 @@ STANDARD = {
     "signal",
 }
 ABOVE = {"iql.py": 360, "jsrl_finetune.py": 600}  # lines above the line, where it is not 560
-BELOW = 872  # lines that are the same in every script
+BELOW = 884  # lines that are the same in every script
 LONGEST = {"main": 75}  # lines of a function, where it is not 60: both phases at once
 STANDARD |= {"hashlib", "inspect", "io", "re", "shutil", "subprocess", "sys", "time", "typing"}
 

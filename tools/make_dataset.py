@@ -581,7 +581,7 @@ def move(root: Path, out: Path, dataset_id: str) -> None:
 def main() -> None:
     """Check everything that can be checked, record, and only then write."""
     iql.SCRIPT = Path(__file__)  # error messages start with its name
-    args = tyro.cli(
+    args = iql.read_flags(
         Annotated[SACArgs, tyro.conf.subcommand("sac")]
         | Annotated[MazeArgs, tyro.conf.subcommand("maze")],
         description=__doc__,

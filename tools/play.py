@@ -201,4 +201,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, config=(tyro.conf.PositionalRequiredArgs,)))
+    iql.SCRIPT = Path(__file__)  # error messages start with its name
+    main(iql.read_flags(Args, config=(tyro.conf.PositionalRequiredArgs,)))

@@ -1,6 +1,7 @@
 """Every flag has its range, and whatever lies outside gets one sentence."""
 
 import dataclasses
+import functools
 import importlib
 import math
 import os
@@ -150,6 +151,40 @@ def test_absurd_sizes(name, monkeypatch):
     assert str(value) in lines[0].replace(",", "").replace("_", "")
 
 
+def test_a_data_set_that_is_too_large(capsys, monkeypatch):
+    """It is refused before a row is read; this machine has 4 kB."""
+    data()
+    sizes = {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", sizes.get)
+    monkeypatch.setattr(importlib.import_module("iql"), "read_episodes", None)
+    assert "the data set and --online-steps" in stops(capsys, start, "iql", *flags_of("iql"))
+
+
+# ---- what tyro cannot read: its frame of several lines becomes a sentence
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_flags_that_cannot_be_read(capsys, subtests, script):
+    module = importlib.import_module(script)
+    for flags in (["--no-such-flag"], ["--seed", "one"], ["--gamma"], ["--device", "tpu"]):
+        with subtests.test(" ".join(flags)):
+            line = stops(capsys, module.parse_args, flags)
+            assert line.startswith(f"{script}.py: ")
+            assert flags[0] in line
+
+
+def test_flags_that_a_tool_cannot_read(subtests):
+    names = ["tools/play.py", "tools/check_data.py", "tools/make_dataset.py"]
+    names += ["benchmark/sweep.py", "benchmark/plot.py", "benchmark/gate_table.py"]
+    processes = {name: program(ROOT / name, "--no-such-flag", "x") for name in names}
+    for name, process in processes.items():
+        with subtests.test(name):
+            _, stderr = process.communicate(timeout=60)
+            lines = stderr.strip().splitlines()
+            assert (process.returncode, len(lines)) == (2, 1), stderr
+            assert lines[0].startswith(f"{Path(name).name}: ")
+
+
 # ---- a full disk: the limits of the file system stand in for it
 
 
@@ -207,6 +242,31 @@ def test_nothing_can_be_printed():
             _, stderr = process.communicate(timeout=60)
             assert process.returncode == 2, stderr
             assert len(stderr.strip().splitlines()) == 1, stderr
+
+
+def test_a_shell_without_stdout_home_or_git(tmp_path):
+    """stdout closed, no home folder, and a git that fails with bytes that are no text."""
+    git = tmp_path / "git"
+    git.write_text("#!/bin/sh\nprintf '\\377\\376' >&2\nprintf '\\377\\n'\nexit 1\n")
+    git.chmod(0o755)
+    environment = os.environ | {"HOME": "/dev/null", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    data()
+    command = [ROOT / "iql.py", *flags_of("iql", "--run-name", "bare")]
+    process = program(*command, env=environment, preexec_fn=functools.partial(os.close, 1))
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (0, "")
+    assert Path("runs/bare/summary.json").exists()
+
+
+def test_a_plot_that_cannot_be_printed():
+    data()
+    folder = stopped()
+    command = [ROOT / "benchmark/plot.py", folder, "--out", "curve.png"]
+    with open("/dev/full", "w") as full:
+        process = program(*command, stdout=full)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2, stderr
+    assert len(stderr.strip().splitlines()) == 1, stderr
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV = .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo benchmark test soak lint clean
+.PHONY: demo benchmark tables test soak lint clean
 
 # The stamp is newer than requirements.txt once everything in it is installed.
 $(VENV)/installed: requirements.txt
@@ -16,6 +16,10 @@ $(VENV)/benchmark: $(VENV)/installed requirements-benchmark.txt
 	touch $@
 
 benchmark: $(VENV)/benchmark
+
+# Every table and figure of the docs that comes from benchmark/results/.
+tables: $(VENV)/benchmark
+	$(RUN) benchmark/tables.py
 
 demo: $(VENV)/installed
 	rm -rf runs/demo

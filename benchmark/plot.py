@@ -2,14 +2,19 @@
 
     python benchmark/plot.py runs/hopper-0 runs/hopper-1 --out curve.png --csv table.csv
     python benchmark/plot.py benchmark/results/iql.csv --out docs/iql.png
+    python benchmark/plot.py benchmark/results/o3f.csv --out o3f.svg --base "o3f noise"
 
 Each argument is a run's folder, finished or interrupted, or a CSV made by benchmark/sweep.py. Runs
-of the same script, tag, data set and arguments (but for seed, folder and device) are one curve: the
-mean over the seeds that have been evaluated at a step, in a band from the lowest to the highest;
-one panel per data set. A curve's name is the script, with (CQL) where that is what it ran, the tag,
-and the arguments in which it differs from others of that name. Scores where the data have reference
+of the same script, tag, data set and arguments (but for seed, folder and device) are one curve: its
+seeds thin, their mean bold, and a band, the 95 % t interval of the mean, from five seeds on; one
+panel per data set. A curve's name is the script, with (CQL) where that is what it ran, the tag, and
+the arguments in which it differs from others of that name. Scores where the data have reference
 returns, else returns. Drawn is the policy that a user would deploy ("actor"); `--policy learner`
 draws the learner alone after the switch, where a script has both.
+
+--base NAME adds a second row: the mean online score of each other curve minus that of NAME, paired
+by seed, with a dot per seed and the 95 % t interval. Where all curves have three data sets or more,
+a last panel has rliable's interquartile mean of the mean online score over all of them.
 
 The table: worst drop, the largest fall of the score below the score at the switch; regret, the mean
 of 1 - score / 100, clipped to [0, 1], over the evaluations after the switch. Of a single run, a
@@ -24,6 +29,7 @@ import re
 import signal
 import statistics
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,11 +49,15 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+import scipy.stats
 import tyro
 from matplotlib.backend_bases import FigureCanvasBase
 from sweep import RUN, finished, read_flags, read_run, read_table, replacing
 
+plt.style.use("tableau-colorblind10")
 plt.rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
+plt.rcParams["svg.hashsalt"] = "o2o"  # the same curves are the same file
 FIGURES = ["offline", "final", "worst drop", "regret"]
 CURVE = ["script", "tag", "dataset", "arguments"]  # runs that share these are one curve
 
@@ -62,6 +72,8 @@ class Args:
     """whose evaluations after the switch"""
     csv: Path | None = None
     """table to write: the figures of each run"""
+    base: str | None = None
+    """name of the curve that the others are compared with"""
 
 
 def stop(message: str) -> None:
@@ -146,33 +158,140 @@ def tick(x: float, _) -> str:
     return f"{abs(x):g}" if x else "switch"
 
 
-def draw(curves: dict, names: dict[tuple, str], units: dict[str, str]) -> plt.Figure:
-    """One panel per data set, one line per curve {seed: {step: value}}."""
-    size = (5.2 * len(units), 3.8)
-    fig, axes = plt.subplots(1, len(units), figsize=size, squeeze=False, layout="constrained")
-    panels = dict(zip(units, axes[0]))
-    for curve, seeds in curves.items():
+def interval(values: list[float]) -> float:
+    """Half the width of the 95 % t interval of a mean; NaN for fewer than two values."""
+    if len(values) < 2:
+        return math.nan
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
+
+
+def mean_online(values: dict[int, float]) -> float:
+    """Mean over all evaluations after the switch of one run {step: score}."""
+    online = [value for step, value in values.items() if step > 0]
+    return statistics.fmean(online) if online else math.nan
+
+
+def paired(seeds: dict[int, float], base: dict[int, float]) -> dict[int, float]:
+    """Differences of two curves' figures {seed: figure}, for the seeds that both have."""
+    return {seed: seeds[seed] - base[seed] for seed in seeds if seed in base}
+
+
+def colors_of(names) -> dict[str, str]:
+    """A colour for each curve, the same in all panels."""
+    return {name: f"C{number % 10}" for number, name in enumerate(names)}
+
+
+def draw_curves(ax: plt.Axes, curves: dict[str, dict], colors: dict[str, str]) -> None:
+    """One panel: curves {name: {seed: {step: value}}}."""
+    for name, seeds in curves.items():
         steps = sorted({step for values in seeds.values() for step in values})
         values = [[run[step] for run in seeds.values() if step in run] for step in steps]
-        label = f"{names[curve]}, {len(seeds)} seed"
+        means = np.array([statistics.fmean(group) for group in values])
+        color = colors[name]
+        plural = "s" if len(seeds) > 1 else ""
+        ax.plot(steps, means, color=color, lw=2.2, label=f"{name}, {len(seeds)} seed{plural}")
         if len(seeds) > 1:
-            label += "s"
-        ax = panels[curve[2]]
-        (line,) = ax.plot(steps, [statistics.fmean(v) for v in values], lw=1.8, label=label)
-        low, high = [min(v) for v in values], [max(v) for v in values]
-        ax.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, lw=0)
-    for dataset, ax in panels.items():
-        ax.axvline(0, color="0.4", lw=1, ls="--")
-        ax.set(title=dataset, xlabel="gradient steps | environment steps", ylabel=units[dataset])
-        ax.xaxis.set_major_formatter(tick)
-        ax.grid(alpha=0.25)
-        ax.legend(frameon=False)
+            for run in seeds.values():
+                ax.plot(list(run), list(run.values()), color=color, lw=0.6, alpha=0.45)
+        if len(seeds) >= 5:  # of fewer, the interval says nothing
+            width = np.nan_to_num([interval(group) for group in values])
+            ax.fill_between(steps, means - width, means + width, color=color, alpha=0.2, lw=0)
+    ax.axvline(0, color="0.4", lw=1, ls="--")
+    ax.xaxis.set_major_formatter(tick)
+    ax.grid(alpha=0.25)
+    ax.legend(frameon=False)
+
+
+def draw_differences(ax: plt.Axes, differences: dict[str, dict[int, float]], colors: dict) -> None:
+    """One panel: a row per comparison {name: {seed: difference}}, a dot per seed."""
+    for row, (name, values) in enumerate(differences.items()):
+        numbers = list(values.values())
+        ax.plot(numbers, [row] * len(numbers), "o", color=colors[name], ms=5, alpha=0.5)
+        if numbers:
+            mean, width = statistics.fmean(numbers), interval(numbers)
+            ax.errorbar(mean, row + 0.2, xerr=width, fmt="D", color=colors[name], capsize=4)
+    ax.axvline(0, color="0.4", lw=1, ls="--")
+    ax.set_yticks(range(len(differences)), list(differences))
+    ax.set_ylim(len(differences) - 0.5, -0.5)
+    ax.grid(alpha=0.25, axis="x")
+
+
+def aggregate(scores: dict[str, np.ndarray]) -> tuple[dict, dict]:
+    """rliable's interquartile mean over runs and tasks {name: (runs, tasks)}, and its interval."""
+    from rliable import library, metrics  # takes seconds
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # rliable's way to seed the bootstrap is old
+        return library.get_interval_estimates(
+            scores,
+            lambda x: np.array([metrics.aggregate_iqm(x)]),
+            reps=2000,
+            random_state=np.random.RandomState(0),
+        )
+
+
+def by_task(curves: dict, names: dict[tuple, str]) -> dict[str, np.ndarray]:
+    """Mean online scores {name: (seeds, data sets)} of the names that have every data set."""
+    datasets = list(dict.fromkeys(curve[2] for curve in curves))
+    found = {}
+    for curve, seeds in curves.items():
+        column = {seed: mean_online(values) for seed, values in seeds.items()}
+        found.setdefault(names[curve], {})[curve[2]] = column
+    complete = {}
+    for name, columns in found.items():
+        if len(columns) == len(datasets):
+            common = sorted(set.intersection(*(set(column) for column in columns.values())))
+            rows = [[columns[dataset][seed] for dataset in datasets] for seed in common]
+            if rows and np.isfinite(rows).all():
+                complete[name] = np.array(rows)
+    return complete
+
+
+def draw_aggregate(ax: plt.Axes, scores: dict[str, np.ndarray], colors: dict) -> None:
+    """One panel: a row per curve."""
+    points, intervals = aggregate(scores)
+    for row, name in enumerate(scores):
+        low, high = intervals[name][:, 0]
+        span = {"color": colors[name], "lw": 6, "alpha": 0.5, "solid_capstyle": "butt"}
+        ax.plot([low, high], [row, row], **span)
+        ax.plot(points[name], [row], "k|", ms=14, mew=2)
+    ax.set_yticks(range(len(scores)), list(scores))
+    ax.set_ylim(len(scores) - 0.5, -0.5)
+    ax.grid(alpha=0.25, axis="x")
+    ax.set(title="all data sets (rliable)", xlabel="interquartile mean of the mean online score")
+
+
+def draw(curves: dict, names: dict, units: dict[str, str], base: str | None = None) -> plt.Figure:
+    """One panel per data set, one line per curve {seed: {step: value}}."""
+    scores = by_task(curves, names) if base is not None and len(units) >= 3 else {}
+    rows, columns = 1 + (base is not None), len(units) + bool(scores)
+    size = (5.2 * columns, 3.8 + 1.9 * (rows - 1))
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    colors = colors_of(dict.fromkeys(names.values()))
+    for column, (dataset, unit) in enumerate(units.items()):
+        panel, online = {}, {}
+        for curve, seeds in curves.items():
+            if curve[2] == dataset:
+                panel[names[curve]] = seeds
+                online[names[curve]] = {seed: mean_online(run) for seed, run in seeds.items()}
+        ax = axes[0, column]
+        draw_curves(ax, panel, colors)
+        ax.set(title=dataset, xlabel="gradient steps | environment steps", ylabel=unit)
+        if base in online:
+            others = {name: paired(x, online[base]) for name, x in online.items() if name != base}
+            draw_differences(axes[1, column], others, colors)
+            axes[1, column].set(xlabel=f"mean online {unit} minus that of {base}")
+    if scores:
+        draw_aggregate(axes[0, -1], scores, colors)
+        axes[1, -1].axis("off")
     return fig
 
 
-def print_table(table: dict[tuple, dict[int, list]], names: dict, units: dict) -> None:
-    """One line per curve: of each figure, the mean and what each seed has."""
-    print(f"| script | data set | seeds | {' | '.join(FIGURES)} |\n|{'---|' * (3 + len(FIGURES))}")
+def table_lines(table: dict[tuple, dict[int, list]], names: dict, units: dict) -> list[str]:
+    """A table in Markdown, one line per curve: of each figure, the mean and what each seed has."""
+    lines = [f"| script | data set | seeds | {' | '.join(FIGURES)} |"]
+    lines.append(f"|{'---|' * (3 + len(FIGURES))}")
     for curve, seeds in table.items():
         cells = [names[curve], f"{curve[2]} ({units[curve[2]]})", " ".join(map(str, seeds))]
         for figure, values in zip(FIGURES, zip(*seeds.values())):
@@ -180,7 +299,8 @@ def print_table(table: dict[tuple, dict[int, list]], names: dict, units: dict) -
             known = [value for value in values if not math.isnan(value)]
             each = " ".join("-" if math.isnan(x) else f"{x:.{digits}f}" for x in values)
             cells.append(f"{statistics.fmean(known):.{digits}f} ({each})" if known else "-")
-        print(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def tell(curves: dict, names: dict, units: dict, picture: Path) -> None:
@@ -209,15 +329,15 @@ def write_table(table: dict, names: dict, units: dict, path: Path) -> None:
                 writer.writerow([names[curve], *curve[:3], seed, units[curve[2]], *cells])
 
 
-def main(args: Args) -> None:
-    """Read the runs, then write the picture and, if asked for, the table; print what happened."""
-    if not args.runs:
-        stop("name at least one run folder or CSV")
-    if args.out.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
-        stop(f"--out {args.out} must end as pictures do, such as in .png")
-    if args.csv and args.csv.resolve() in [path.resolve() for path in (args.out, *args.runs)]:
-        stop(f"--csv {args.csv} would overwrite what else you name")
-    rows = [row for path in args.runs for row in read(path, args.policy)]
+def save(fig: plt.Figure, path: Path, form: str) -> None:
+    """Write a figure; without the date, so that the same curves are the same file."""
+    metadata = {"Date": None} if form == "svg" else None
+    fig.savefig(path, dpi=130, format=form, metadata=metadata)
+
+
+def gather(paths: tuple[Path, ...], policy: str) -> tuple[dict, dict[str, str]]:
+    """Curves {CURVE: {seed: {step: value}}}, and of each data set whether these are scores."""
+    rows = [row for path in paths for row in read(path, policy)]
     units = {row["dataset"]: "score" for row in rows}
     units |= {row["dataset"]: "return" for row in rows if not row["score"]}
     curves = {}  # CURVE -> seed -> step -> value
@@ -229,25 +349,45 @@ def main(args: Args) -> None:
             run = "{script} on {dataset} with seed {seed}".format(**row)
             stop(f"two runs of {run} have the same arguments: draw one, or give them --tags")
         values[step] = float(row[units[row["dataset"]]])
-    names = name_curves(list(curves))
-    table = {}  # CURVE -> seed -> FIGURES
+    return curves, units
+
+
+def table_of(curves: dict, units: dict) -> dict[tuple, dict[int, list]]:
+    """The figures of each run: {CURVE: {seed: FIGURES}}."""
+    table = {}
     for curve, seeds in curves.items():
         scored = units[curve[2]] == "score"
         table[curve] = {seed: figures(values, scored) for seed, values in seeds.items()}
+    return table
+
+
+def main(args: Args) -> None:
+    """Read the runs, then write the picture and, if asked for, the table; print what happened."""
+    if not args.runs:
+        stop("name at least one run folder or CSV")
+    if args.out.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        stop(f"--out {args.out} must end as pictures do, such as in .png")
+    if args.csv and args.csv.resolve() in [path.resolve() for path in (args.out, *args.runs)]:
+        stop(f"--csv {args.csv} would overwrite what else you name")
+    curves, units = gather(args.runs, args.policy)
+    names = name_curves(list(curves))
+    if args.base is not None and args.base not in names.values():
+        stop(f"--base {args.base!r} is none of the curves {', '.join(map(repr, names.values()))}")
+    table = table_of(curves, units)
     try:
         with contextlib.ExitStack() as stack:
             picture = stack.enter_context(replacing(args.out))
             if args.csv:
                 write_table(table, names, units, stack.enter_context(replacing(args.csv)))
-            fig = draw(curves, names, units)
-            fig.savefig(picture, dpi=130, format=args.out.suffix[1:])
+            fig = draw(curves, names, units, args.base)
+            save(fig, picture, args.out.suffix[1:])
             plt.close(fig)
     except (OSError, ValueError, RuntimeError) as error:
         stop(f"cannot write {args.out} or {args.csv}: {error}")
     if sum(len(seeds) for seeds in curves.values()) == 1:
         tell(curves, names, units, args.out)
     else:
-        print_table(table, names, units)
+        print("\n".join(table_lines(table, names, units)))
 
 
 if __name__ == "__main__":

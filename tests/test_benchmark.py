@@ -5,7 +5,9 @@ import csv
 import dataclasses
 import importlib
 import io
+import itertools
 import json
+import math
 import os
 import shlex
 import signal
@@ -14,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray.cluster_utils
 import torch
@@ -28,7 +31,8 @@ BENCHMARK = ROOT / "benchmark"
 sys.path.insert(0, str(BENCHMARK))
 import plot
 import sweep
-from experiments import EXPERIMENTS
+import tables
+from experiments import EXPERIMENTS, Experiment
 
 HEADER = "script,tag,dataset,seed,step,phase,policy,return,score,success,episodes"
 CONFIG = {"script": "iql.py", "dataset_id": "test/x/y-v0", "seed": 0, "beta": 3.0, "gamma": 0.99}
@@ -295,7 +299,7 @@ def test_arms_start_from_the_offline_phase_of_their_seed():
     source = (BENCHMARK / "experiments.py").read_text()
     offline = f"iql.py --offline-steps 60 {short}"
     source += f"""
-EXPERIMENTS = {{"tiny": Experiment("", "", "", "", ["test/pendulum/random-v0"], 1, {offline!r}, {arms!r}, "probe.py")}}
+EXPERIMENTS = {{"tiny": Experiment(*[""] * 6, [], ["test/pendulum/random-v0"], 1, {offline!r}, {arms!r}, "probe.py")}}
 """
     for name in ("sweep.py", "plot.py"):
         Path("benchmark").mkdir(exist_ok=True)
@@ -609,3 +613,114 @@ def test_whatever_is_read_can_be_drawn(name, values, scale):
         csv.writer(file).writerows(rows)
     valid = name.isprintable() and all(abs(value) < 1e15 for value in values)
     assert outcome(Path("x.csv")) == valid
+
+
+# ---- statistics, and the tables of the docs
+
+
+def test_the_interval_is_that_of_students_t():
+    """From a printed table: the 97.5 % point is 12.706 for one degree of freedom, 2.776 for four."""
+    assert math.isnan(plot.interval([1.0]))
+    assert plot.interval([0.0, 2.0]) == pytest.approx(12.706, rel=1e-4)  # standard error 1
+    assert plot.interval([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2.776 * 0.5**0.5, rel=1e-3)
+
+
+def test_differences_are_paired_by_seed():
+    assert plot.paired({0: 5.0, 1: 7.0, 2: 9.0}, {1: 1.0, 0: 2.0, 3: 4.0}) == {0: 3.0, 1: 6.0}
+
+
+def make_table(path: str, curves: dict[str, float]) -> Path:
+    """A CSV of three data sets and two seeds; a curve has the same score at each step."""
+    lines = [HEADER]
+    for tag, score in curves.items():
+        for dataset, seed, step in itertools.product("xyz", (0, 1), (0, 10, 20)):
+            value = score + seed
+            lines.append(
+                f"iql.py,{tag},test/{dataset}/a-v0,{seed},{step},online,actor,5,{value},,2"
+            )
+    Path(path).write_text("\n".join(lines) + "\n")
+    return Path(path)
+
+
+def test_curves_are_compared_with_a_base(capsys):
+    path = make_table("results.csv", {"a": 10.0, "b": 30.0})
+    plot.main(plot.Args(runs=(path,), out=Path("out.svg"), base="iql a"))
+    assert "rliable" in Path("out.svg").read_text()
+    first = Path("out.svg").read_bytes()
+    plot.main(plot.Args(runs=(path,), out=Path("out.svg"), base="iql a"))
+    assert Path("out.svg").read_bytes() == first
+    line = sentence(plot.main, plot.Args(runs=(path,), out=Path("out.svg"), base="iql c"))
+    assert "'iql a', 'iql b'" in line
+
+
+def test_the_aggregate_is_the_interquartile_mean():
+    scores = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 100.0]])
+    points, intervals = plot.aggregate({"x": scores})
+    assert points["x"] == pytest.approx(3.5)  # of 2, 3, 4, 5
+    low, high = intervals["x"][:, 0]
+    assert low < 3.5 < high
+
+
+def claim(differences: list[float], holds: bool = True, margin: float = 0.0) -> str:
+    """The verdict on an experiment with one run per arm and seed."""
+    runs = {("d", "a"): {}, ("d", "b"): {}}
+    for seed, value in enumerate(differences):
+        runs["d", "a"][seed] = tables.Run(scores={0: 0.0, 1: 50.0 + value})
+        runs["d", "b"][seed] = tables.Run(scores={0: 0.0, 1: 50.0})
+    words = [
+        "",
+        "",
+        "",
+        "",
+        "",
+        "mean_online_score",
+        [("a", "b")],
+        ["d"],
+        4,
+        "",
+        {"a": "", "b": ""},
+    ]
+    experiment = Experiment(*words, margin=margin)
+    tables.PRECONDITIONS["made-up"] = lambda *_: ("", holds)
+    try:
+        return tables.verdict("made-up", experiment, runs)
+    finally:
+        del tables.PRECONDITIONS["made-up"]
+
+
+def test_verdicts():
+    assert claim([]) == "not run yet"
+    assert claim([5.0, 6.0]) == "open: 2 of 4 pairs"
+    assert claim([5.0, 6.0, 7.0, 6.0]) == "shown"
+    assert claim([5.0, 6.0, 7.0, 6.0], holds=False) == "not testable here"
+    assert claim([-5.0, 6.0, 7.0, -6.0]) == "not shown"
+    assert claim([-5.0, -6.0, -7.0, -6.0]) == "refuted here"
+    assert claim([-3.0, -2.0, -3.0, -2.0], margin=-5.0) == "shown"
+
+
+def test_measures():
+    run = tables.Run(
+        scores={0: 10.0, 2500: 20.0, 5000: 40.0, 7500: 90.0},
+        returns=[0.0] * 5 + [1.0] * 15,
+    )
+    arms = {"guide": tables.Run(returns=[2.0, 2.0])}
+    assert tables.mean_online_score(run, arms) == 50.0
+    assert tables.training_success(run, arms) == 75.0
+    assert tables.training_return(run, arms) == 0.75
+    assert tables.lowest_ten(run, arms) == 25.0  # five of the first ten, half as good as the guide
+    assert tables.change_in_warmup(run, arms) == 20.0
+
+
+def test_the_docs_hold_what_the_csvs_say():
+    done = subprocess.run([sys.executable, str(BENCHMARK / "tables.py"), "--check"])
+    assert done.returncode == 0, "run: make tables"
+
+
+def test_every_experiment_stands_in_the_docs():
+    page = (ROOT / "docs/evidence.md").read_text()
+    for name, experiment in EXPERIMENTS.items():
+        assert f"## {name}\n" in page
+        assert f"<!-- table: experiment {name} -->" in page
+        assert callable(getattr(tables, experiment.measure))
+        arms = {arm for pair in experiment.pairs for arm in pair if arm}
+        assert arms <= experiment.arms.keys()

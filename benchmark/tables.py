@@ -1,0 +1,384 @@
+"""Make the tables and figures of README.md and docs/ from the CSVs in benchmark/results/.
+
+    python benchmark/tables.py            # make tables
+    python benchmark/tables.py --check    # only names the pages that differ; exit status 1 if any
+
+A table stands in a page between two comments, of which the first says what it is made from:
+
+    <!-- table: runs iql.csv -->              figures of all runs in a CSV, as plot.py prints them
+    <!-- table: runs pex.csv learner -->      the same, of the learner alone
+    <!-- table: demo -->                      the demo's five seeds
+    <!-- table: claims -->                    every experiment of experiments.py, a row each
+    <!-- table: experiment o3f-maze -->       its precondition, its arms, its paired differences
+    <!-- table: costs -->                     machine and hours of every experiment
+    <!-- end of table -->
+
+An experiment also has a figure, docs/evidence_NAME.png and .svg; a page's own runs are drawn into
+docs/NAME.png.
+"""
+
+import dataclasses
+import math
+import re
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import plot
+from experiments import EXPERIMENTS, Experiment
+from sweep import read_flags, read_table
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmark/results"
+# Figures of the scripts' pages: name -> CSV, whose evaluations.
+FIGURES = {
+    name: (f"{name}.csv", "actor")
+    for name in ("cal_ql", "demo", "iql", "iql_default", "jsrl_finetune", "o3f", "pex", "wsrl")
+}
+FIGURES["jsrl_finetune_learner"] = ("jsrl_finetune.csv", "learner")
+BLOCK = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+@dataclass
+class Args:
+    check: bool = False
+    """write nothing; exit status 1 if a page differs from what would be written"""
+
+
+@dataclass
+class Run:
+    """What the CSVs hold of one run."""
+
+    scores: dict[int, float] = dataclasses.field(default_factory=dict)  # of the deployed policy
+    returns: list[float] = dataclasses.field(default_factory=list)  # training episodes, in order
+    seconds: float = math.nan
+    machine: str = ""
+
+
+# ---- reading
+
+Runs = dict[tuple[str, str], dict[int, Run]]  # (data set, arm) -> seed -> run
+
+
+def read(name: str) -> Runs:
+    """All runs of an experiment; empty if it has not been run."""
+    runs: Runs = {}
+
+    def run_of(row: dict[str, str]) -> Run:
+        arm = row["tag"].removeprefix(f"{name}-")
+        return runs.setdefault((row["dataset"], arm), {}).setdefault(int(row["seed"]), Run())
+
+    for row in read_table(RESULTS / f"{name}.csv"):
+        run = run_of(row)
+        if row["policy"] == "actor":
+            run.scores[int(row["step"])] = float(row["score"])
+        if row["machine"]:
+            run.machine = row["machine"]
+            run.seconds = float(row["seconds"])
+    for row in read_table(RESULTS / f"{name}_training.csv"):
+        run_of(row).returns.append(float(row["return"]))
+    return runs
+
+
+# ---- what is measured: a number of one run, given all arms of its seed
+
+
+def mean_online_score(run: Run, arms: dict[str, Run]) -> float:
+    """Mean score over all evaluations after the switch."""
+    return plot.mean_online(run.scores)
+
+
+def training_success(run: Run, arms: dict[str, Run]) -> float:
+    """Percentage of training episodes online that reached the goal."""
+    return 100 * statistics.fmean(float(value > 0) for value in run.returns)
+
+
+def training_return(run: Run, arms: dict[str, Run]) -> float:
+    """Mean return of the training episodes online."""
+    return statistics.fmean(run.returns)
+
+
+def lowest_ten(run: Run, arms: dict[str, Run]) -> float:
+    """Lowest mean return of ten training episodes in a row, in percent of the guide's mean."""
+    means = [statistics.fmean(run.returns[i : i + 10]) for i in range(len(run.returns) - 9)]
+    return 100 * min(means) / statistics.fmean(arms["guide"].returns)
+
+
+def change_in_warmup(run: Run, arms: dict[str, Run]) -> float:
+    """Mean score of the evaluations in the 5,000 steps without an update, minus that before."""
+    scores = [score for step, score in run.scores.items() if 0 < step <= 5000]
+    return statistics.fmean(scores) - run.scores[0]
+
+
+# ---- preconditions: a sentence and whether it holds, per data set
+
+
+def probed(name: str, dataset: str) -> dict[str, dict[int, float]]:
+    """What the probe found in the offline checkpoints: {name: {seed: value}}."""
+    found: dict[str, dict[int, float]] = {}
+    for row in read_table(RESULTS / f"{name}_probe.csv"):
+        if row["dataset"] == dataset:
+            found.setdefault(row["name"], {})[int(row["seed"])] = float(row["value"])
+    return found
+
+
+def search_helps(name: str, dataset: str, runs: Runs) -> tuple[str, bool]:
+    """With frozen critics: whole episodes by the search against the policy's mean."""
+    found = probed(name, dataset)
+    means = {arm: statistics.fmean(values.values()) for arm, values in found.items()}
+    search = next(arm for arm in means if arm.startswith("o3f"))
+    factor = 100 if "pointmaze" in dataset else 1
+    words = [f"{arm} {factor * mean:.0f}" for arm, mean in means.items()]
+    return f"frozen critics: {', '.join(words)}", means[search] > means["plain"]
+
+
+def critic_is_sane(name: str, dataset: str, runs: Runs) -> tuple[str, bool]:
+    """The critic seldom ranks a random action above the policy's."""
+    share = statistics.fmean(probed(name, dataset)["random above the policy"].values())
+    return f"a random action outranks the policy's in {share:.0%} of the states", share < 0.05
+
+
+def half_succeed(name: str, dataset: str, runs: Runs) -> tuple[str, bool]:
+    """At least 50 % success at the switch."""
+    score = statistics.fmean(run.scores[0] for run in runs[dataset, "offline"].values())
+    return f"{score:.0f} % at the switch", score >= 50
+
+
+def values_are_settled(name: str, dataset: str, runs: Runs) -> tuple[str, bool]:
+    """Mean Q moves less than 5 % over the last 2,000 updates; the bound is active, but not always."""
+    moved, bound = [], []
+    rows = [row for row in read_table(RESULTS / f"{name}_losses.csv") if row["dataset"] == dataset]
+    for seed in {row["seed"] for row in rows}:
+        own = {
+            int(row["step"]): row
+            for row in rows
+            if row["seed"] == seed and row["tag"] == f"{name}-offline"
+        }
+        last, before = float(own[0]["q"]), float(own[-2000]["q"])
+        moved.append(abs(last / before - 1))
+        bound.append(float(own[0]["bound_rate"]))
+    change, rate = statistics.fmean(moved), statistics.fmean(bound)
+    words = f"mean Q moved by {change:.1%} over the last 2,000 updates, bound rate {rate:.2f}"
+    return words, change < 0.05 and 0.05 <= rate <= 0.9
+
+
+PRECONDITIONS = {
+    "o3f-maze": search_helps,
+    "o3f-locomotion": search_helps,
+    "pex-drop": critic_is_sane,
+    "wsrl-maze": half_succeed,
+    "cal_ql-maze": values_are_settled,
+}
+
+
+# ---- tables
+
+
+def measured(experiment: Experiment, runs: Runs, dataset: str) -> dict[str, dict[int, float]]:
+    """The experiment's measure of every run online: {arm: {seed: number}}."""
+    measure = globals()[experiment.measure]
+    found: dict[str, dict[int, float]] = {}
+    for arm in experiment.arms:
+        for seed, run in sorted(runs.get((dataset, arm), {}).items()):
+            arms = {other: runs.get((dataset, other), {}).get(seed) for other in experiment.arms}
+            if run.scores and None not in arms.values():  # seeds that have every arm
+                found.setdefault(arm, {})[seed] = measure(run, arms)
+    return found
+
+
+def difference(numbers: dict[str, dict[int, float]], pair: tuple[str, str]) -> dict[int, float]:
+    """First arm minus second, paired by seed; with no second, the first."""
+    first, second = pair
+    if not second:
+        return numbers.get(first, {})
+    return plot.paired(numbers.get(first, {}), numbers.get(second, {}))
+
+
+def with_interval(values: list[float], sign: str = "") -> str:
+    """Mean and 95 % t interval."""
+    if not values:
+        return "-"
+    mean, width = statistics.fmean(values), plot.interval(values)
+    if math.isnan(width):
+        return f"{mean:{sign}.1f}"
+    return f"{mean:{sign}.1f} ({mean - width:{sign}.1f} to {mean + width:{sign}.1f})"
+
+
+def verdict(name: str, experiment: Experiment, runs: Runs) -> str:
+    """What the intervals of the first pair say, by a rule that was fixed before the runs."""
+    done, shown, refuted, testable = 0, [], [], []
+    for dataset in experiment.datasets:
+        values = list(difference(measured(experiment, runs, dataset), experiment.pairs[0]).values())
+        done += len(values)
+        if len(values) < experiment.seeds:
+            continue
+        if name in PRECONDITIONS and not PRECONDITIONS[name](name, dataset, runs)[1]:
+            continue
+        testable.append(dataset)
+        mean, width = statistics.fmean(values), plot.interval(values)
+        if mean - width > experiment.margin:
+            shown.append(dataset)
+        if mean + width < experiment.margin:
+            refuted.append(dataset)
+    planned = experiment.seeds * len(experiment.datasets)
+    if done == 0:
+        return "not run yet"
+    if done < planned:
+        return f"open: {done} of {planned} pairs"
+    if not testable:
+        return "not testable here"
+    if shown:
+        return "shown" if shown == testable else f"shown on {', '.join(shown)} only"
+    return "refuted here" if refuted == testable else "not shown"
+
+
+def experiment_table(name: str) -> list[str]:
+    """Precondition, arms and differences of one experiment."""
+    experiment, runs = EXPERIMENTS[name], read(name)
+    lines = []
+    for dataset in experiment.datasets:
+        numbers = measured(experiment, runs, dataset)
+        if not numbers:
+            lines += [f"`{dataset}`: not run yet.", ""]
+            continue
+        if name in PRECONDITIONS:
+            words, holds = PRECONDITIONS[name](name, dataset, runs)
+            word = "holds" if holds else "does not hold"
+            lines += [f"`{dataset}`: the precondition {word} ({words}).", ""]
+        first = next(iter(numbers.values()))
+        lines.append(f"| {dataset} | mean (95 % interval) | {' | '.join(f's{s}' for s in first)} |")
+        lines.append(f"|{'---|' * (2 + len(first))}")
+        for arm, values in numbers.items():
+            each = " | ".join(f"{value:.1f}" for value in values.values())
+            lines.append(f"| {arm} | {with_interval(list(values.values()))} | {each} |")
+        for pair in experiment.pairs:
+            values = difference(numbers, pair)
+            each = " | ".join(f"{value:+.1f}" for value in values.values())
+            title = f"**{' − '.join(filter(None, pair))}**"
+            lines.append(f"| {title} | {with_interval(list(values.values()), '+')} | {each} |")
+        lines.append("")
+    return lines[:-1]
+
+
+def claims_table() -> list[str]:
+    """One row per experiment."""
+    lines = ["| claim | the paper's | measured | effect (95 % interval) | verdict | command |"]
+    lines.append(f"|{'---|' * 6}")
+    for name, experiment in EXPERIMENTS.items():
+        runs, effects = read(name), []
+        for dataset in experiment.datasets:
+            values = difference(measured(experiment, runs, dataset), experiment.pairs[0])
+            if values:
+                family = dataset.partition("/")[2].removesuffix("-v0")
+                pair = " − ".join(filter(None, experiment.pairs[0]))
+                effect = with_interval(list(values.values()), "+")
+                effects.append(f"{pair}, {family}, {len(values)} seeds: {effect}")
+        cells = [f"[{experiment.claim}](#{name})", experiment.paper, experiment.metric]
+        cells += ["<br>".join(effects) or "-", verdict(name, experiment, runs)]
+        cells.append(f"`python benchmark/sweep.py {name}`")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def costs_table() -> list[str]:
+    """What the experiments took."""
+    lines = ["| experiment | runs | hours in all | machine of each run |", f"|{'---|' * 4}"]
+    for name in EXPERIMENTS:
+        found = [run for seeds in read(name).values() for run in seeds.values() if run.machine]
+        if found:
+            hours = sum(run.seconds for run in found) / 3600
+            machines = ", ".join(sorted({run.machine for run in found}))
+            lines.append(f"| {name} | {len(found)} | {hours:.1f} | {machines} |")
+    return lines
+
+
+def runs_table(file: str, policy: str = "actor") -> list[str]:
+    """The figures of all runs in a CSV."""
+    curves, units = plot.gather((RESULTS / file,), policy)
+    names = plot.name_curves(list(curves))
+    return plot.table_lines(plot.table_of(curves, units), names, units)
+
+
+def demo_table() -> list[str]:
+    """Success of the demo's seeds before and after the interaction."""
+    curves, _ = plot.gather((RESULTS / "demo.csv",), "actor")
+    (seeds,) = curves.values()
+    rows = {str(seed): (values[0], values[max(values)]) for seed, values in seeds.items()}
+    rows["mean"] = tuple(statistics.fmean(column) for column in zip(*rows.values()))
+    lines = ["| seed | at the switch | after 12,000 steps | gain |"]
+    lines.append(f"|{'---|' * 4}")
+    for seed, (before, after) in rows.items():
+        lines.append(f"| {seed} | {before:.1f} | {after:.1f} | {after - before:+.1f} |")
+    return lines
+
+
+def table(words: str) -> list[str]:
+    """The lines that belong below `<!-- table: words -->`."""
+    kind, *rest = words.split()
+    makers = {"runs": runs_table, "demo": demo_table, "claims": claims_table}
+    makers |= {"costs": costs_table, "experiment": experiment_table}
+    return makers[kind](*rest)
+
+
+# ---- figures
+
+
+def draw(name: str) -> None:
+    """Curves of an experiment and, below them, its paired differences."""
+    experiment, runs = EXPERIMENTS[name], read(name)
+    columns = len(experiment.datasets)
+    size = (5.2 * columns, 5.7)
+    fig, axes = plt.subplots(2, columns, figsize=size, squeeze=False, layout="constrained")
+    for column, dataset in enumerate(experiment.datasets):
+        numbers = measured(experiment, runs, dataset)
+        curves = {
+            arm: {seed: runs[dataset, arm][seed].scores for seed in seeds}
+            for arm, seeds in numbers.items()
+        }
+        colors = plot.colors_of(experiment.arms)
+        plot.draw_curves(axes[0, column], curves, colors)
+        axes[0, column].set(title=dataset, xlabel="environment steps", ylabel="score")
+        pairs = {
+            " − ".join(filter(None, pair)): difference(numbers, pair) for pair in experiment.pairs
+        }
+        plot.draw_differences(axes[1, column], pairs, plot.colors_of(pairs))
+        axes[1, column].set(xlabel=experiment.measure.replace("_", " "))
+    for form in ("png", "svg"):
+        plot.save(fig, ROOT / f"docs/evidence_{name}.{form}", form)
+    plt.close(fig)
+
+
+def draw_page(name: str) -> None:
+    """The figure of a script's page."""
+    file, policy = FIGURES[name]
+    curves, units = plot.gather((RESULTS / file,), policy)
+    fig = plot.draw(curves, plot.name_curves(list(curves)), units)
+    plot.save(fig, ROOT / f"docs/{name}.png", "png")
+    plt.close(fig)
+
+
+def main(args: Args) -> None:
+    differing = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        before = page.read_text()
+        after = BLOCK.sub(
+            lambda found: found[1] + "\n".join(table(found[2])) + "\n" + found[3], before
+        )
+        if after != before:
+            differing.append(str(page.relative_to(ROOT)))
+            if not args.check:
+                page.write_text(after)
+    print(f"changed: {', '.join(differing) or 'nothing'}")
+    if args.check:
+        sys.exit(bool(differing))
+    for name in FIGURES:
+        draw_page(name)
+    for name in EXPERIMENTS:
+        if read(name):
+            draw(name)
+
+
+if __name__ == "__main__":
+    main(read_flags(Args, plot.stop, description=__doc__))

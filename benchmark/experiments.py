@@ -16,6 +16,8 @@ SECONDS_PER_STEP = {
     "jsrl_finetune.py": 0.008,
     "cal_ql.py": 0.05,
     "wsrl.py": 0.2,
+    "porl.py": 0.2,
+    "awac.py": 0.01,
 }
 
 
@@ -172,6 +174,23 @@ EXPERIMENTS = {
             "cal_ql": CAL_QL,
             "switched-off": f"{CAL_QL} --no-calibrate",  # from the same Cal-QL offline.pt
             "cql": f"{CAL_QL} --offline-steps 20000 --no-calibrate",
+        },
+    ),
+    "porl-init": Experiment(
+        claim="critics that learned from the frozen policy's rollouts beat new ones",
+        paper="PORL: the comparison of its summary; no number could be read",
+        refuted="presample - random: not above 0",
+        precondition="a score of at least 20 at the switch",
+        metric="mean score over all evaluations online",
+        measure="mean_online_score",
+        pairs=[("presample", "random"), ("presample", "offline")],
+        datasets=[MAZE, "o2o/hopper/medium-v0"],
+        seeds=5,
+        offline=f"wsrl.py --offline-steps 15000 {WSRL}",
+        arms={
+            "presample": f"porl.py --online-steps 15000 {WSRL}",
+            "random": f"porl.py --online-steps 15000 {WSRL} --q-init random",
+            "offline": f"porl.py --online-steps 15000 {WSRL} --q-init offline",
         },
     ),
 }

@@ -107,6 +107,7 @@ GATE = ["--calibration-episodes", 3, "--min-episodes", 3, "--stages", 2, "--init
 GATE += ["--z-advance", 100, "--z-retreat", 100]
 FLAGS = {"pex": ["--warmup-steps", 10], "jsrl_finetune": GATE}
 FLAGS |= {"cal_ql": ["--hidden", 8], "wsrl": ["--hidden", 8, "--warmup-steps", 10]}
+FLAGS |= {"porl": ["--hidden", 8, "--presample-steps", 70]}
 
 
 @pytest.mark.parametrize("script", sorted(path.stem for path in ROOT.glob("*.py")))

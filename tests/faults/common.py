@@ -42,6 +42,7 @@ SMALL = {
     "jsrl_finetune": ["--calibration-episodes", "2", "--min-episodes", "2"],
     "o3f": ["--num-candidates", "5"],
     "pex": ["--warmup-steps", "20"],
+    "porl": ["--hidden", "32", "--num-critics", "3", "--presample-steps", "40", "--utd-ratio", "2"],
     "wsrl": ["--hidden", "32", "--num-critics", "3", "--warmup-steps", "20", "--utd-ratio", "2"],
 }
 

@@ -18,6 +18,7 @@ SECONDS_PER_STEP = {
     "wsrl.py": 0.2,
     "porl.py": 0.2,
     "awac.py": 0.01,
+    "td3_c.py": 0.006,
 }
 
 
@@ -191,6 +192,29 @@ EXPERIMENTS = {
             "presample": f"porl.py --online-steps 15000 {WSRL}",
             "random": f"porl.py --online-steps 15000 {WSRL} --q-init random",
             "offline": f"porl.py --online-steps 15000 {WSRL} --q-init offline",
+        },
+    ),
+    "td3-collapse": Experiment(
+        claim="free TD3 collapses after the switch on narrow data, the constraint removes that",
+        paper="TD3-C: abstract; no number could be read",
+        refuted="td3c - td3 (online-only): not above 0",
+        precondition="the offline score is within 10 of the data's (42.3)",
+        metric="lowest mean of 10 training episodes, in per cent of the return at the switch",
+        measure="lowest_of_switch",
+        pairs=[
+            ("td3c-online_only", "td3-online_only"),
+            ("td3c-append", "td3-append"),
+            ("td3-append", "td3-online_only"),
+            ("td3bc-append", "td3c-append"),
+        ],
+        datasets=["o2o/hopper/medium-v0"],
+        seeds=5,
+        offline="td3_c.py --offline-steps 50000",
+        arms={
+            f"{method}-{replay}": f"td3_c.py --online-steps 25000 --method {method}"
+            f" --online-replay {replay}"
+            for method in ("td3c", "td3", "td3bc")
+            for replay in ("append", "online_only")
         },
     ),
 }

@@ -18,6 +18,7 @@ docs/NAME.png.
 """
 
 import dataclasses
+import json
 import math
 import re
 import statistics
@@ -54,6 +55,7 @@ class Run:
     scores: dict[int, float] = dataclasses.field(default_factory=dict)  # of the deployed policy
     learner: dict[int, float] = dataclasses.field(default_factory=dict)  # of the learner alone
     returns: list[float] = dataclasses.field(default_factory=list)  # training episodes, in order
+    at_switch: float = math.nan  # return of the evaluation at the switch
     seconds: float = math.nan
     machine: str = ""
 
@@ -75,6 +77,8 @@ def read(name: str) -> Runs:
         run = run_of(row)
         scores = run.learner if row["policy"] == "learner" else run.scores
         scores[int(row["step"])] = float(row["score"])
+        if row["step"] == "0":
+            run.at_switch = float(row["return"])
         if row["machine"]:
             run.machine = row["machine"]
             run.seconds = float(row["seconds"])
@@ -110,6 +114,12 @@ def lowest_ten(run: Run, arms: dict[str, Run]) -> float:
     """Lowest mean return of ten training episodes in a row, in percent of the guide's mean."""
     means = [statistics.fmean(run.returns[i : i + 10]) for i in range(len(run.returns) - 9)]
     return 100 * min(means) / statistics.fmean(arms["guide"].returns)
+
+
+def lowest_of_switch(run: Run, arms: dict[str, Run]) -> float:
+    """Lowest mean return of ten training episodes in a row, in percent of that at the switch."""
+    means = [statistics.fmean(run.returns[i : i + 10]) for i in range(len(run.returns) - 9)]
+    return 100 * min(means) / run.at_switch
 
 
 def change_in_warmup(run: Run, arms: dict[str, Run]) -> float:
@@ -174,6 +184,15 @@ def values_are_settled(name: str, dataset: str, runs: Runs) -> tuple[str, bool]:
     return words, change < 0.05 and 0.05 <= rate <= 0.9
 
 
+def near_the_data(name: str, dataset: str, runs: Runs) -> tuple[str, bool]:
+    """The offline score is within 10 of the behaviour's."""
+    path = ROOT / "datasets" / dataset / "data/metadata.json"
+    behaviour = json.loads(path.read_text())["o2o_behaviour_score"]
+    score = statistics.fmean(run.scores[0] for run in runs[dataset, "offline"].values())
+    words = f"a score of {score:.0f} at the switch, the data's is {behaviour:.0f}"
+    return words, abs(score - behaviour) <= 10
+
+
 PRECONDITIONS = {
     "o3f-maze": search_helps,
     "o3f-locomotion": search_helps,
@@ -182,6 +201,7 @@ PRECONDITIONS = {
     "wsrl-maze": succeed(50),
     "cal_ql-maze": values_are_settled,
     "porl-init": succeed(20),
+    "td3-collapse": near_the_data,
 }
 
 

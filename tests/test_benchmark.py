@@ -709,6 +709,8 @@ def test_measures():
     assert tables.training_return(run, arms) == 0.75
     assert tables.lowest_ten(run, arms) == 25.0  # five of the first ten, half as good as the guide
     assert tables.change_in_warmup(run, arms) == 20.0
+    run.at_switch = 5.0
+    assert tables.lowest_of_switch(run, arms) == 10.0
 
 
 def test_the_docs_hold_what_the_csvs_say():

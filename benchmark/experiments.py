@@ -217,4 +217,21 @@ EXPERIMENTS = {
             for replay in ("append", "online_only")
         },
     ),
+    "cql-to-sac": Experiment(
+        claim="dropping CQL's conservative term at the switch makes the return fall",
+        paper="O3F: halfcheetah-medium falls at once, 15,000 steps to recover, Q up to 40 times",
+        refuted="cql - sac: not above 0",
+        precondition="none",
+        metric="mean score over all evaluations online",
+        measure="mean_online_score",
+        pairs=[("cql", "sac")],
+        datasets=["o2o/halfcheetah/medium-v0"],
+        seeds=5,
+        offline="cal_ql.py --num-actions 4 --offline-steps 20000 --eval-every 1000",
+        arms={
+            "sac": "wsrl.py --num-critics 2 --critic-subset 0 --warmup-steps 0 --utd-ratio 1"
+            " --retain-offline-ratio 0.5 --num-actions 4 --online-steps 10000 --eval-every 500",
+            "cql": "cal_ql.py --num-actions 4 --online-steps 10000 --eval-every 500",
+        },
+    ),
 }

@@ -41,6 +41,7 @@ SMALL = {
     "cal_ql": ["--hidden", "32"],
     "jsrl_finetune": ["--calibration-episodes", "2", "--min-episodes", "2"],
     "o3f": ["--num-candidates", "5"],
+    "o3f_lapo": ["--num-candidates", "5", "--utd-ratio", "2"],
     "pex": ["--warmup-steps", "20"],
     "porl": ["--hidden", "32", "--num-critics", "3", "--presample-steps", "40", "--utd-ratio", "2"],
     "wsrl": ["--hidden", "32", "--num-critics", "3", "--warmup-steps", "20", "--utd-ratio", "2"],

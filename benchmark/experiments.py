@@ -211,7 +211,7 @@ EXPERIMENTS = {
         seeds=5,
         offline="td3_c.py --offline-steps 50000",
         arms={
-            f"{method}-{replay}": f"td3_c.py --online-steps 25000 --method {method}"
+            f"{method}-{replay}": f"td3_c.py --online-steps 10000 --method {method}"
             f" --online-replay {replay}"
             for method in ("td3c", "td3", "td3bc")
             for replay in ("append", "online_only")

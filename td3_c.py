@@ -705,7 +705,7 @@ def references_of(dataset_id: str, metadata: dict) -> tuple[float, float] | None
         fail(f"ref_min_score {low!r} and ref_max_score {high!r} must be two finite numbers")
     if low >= high:
         fail(f"ref_min_score {low!r} must be less than ref_max_score {high!r}")
-    print(f"score: 0 = return {low:g}, 100 = return {high:g}; {ascii(source)[1:200]}".rstrip("'"))
+    print(f"score: 0 = return {low:g}, 100 = return {high:g}; {ascii(source)[1:-1][:200]}")
     return float(low), float(high)
 
 

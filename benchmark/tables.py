@@ -7,6 +7,7 @@ A table stands in a page between two comments, of which the first says what it i
 
     <!-- table: runs iql.csv -->              figures of all runs in a CSV, as plot.py prints them
     <!-- table: runs pex.csv learner -->      the same, of the learner alone
+    <!-- table: last-ten iql_default.csv -->  means of ten evaluations before and after the switch
     <!-- table: demo -->                      the demo's five seeds
     <!-- table: claims -->                    every experiment of experiments.py, a row each
     <!-- table: experiment o3f-maze -->       its precondition, its arms, its paired differences
@@ -333,6 +334,22 @@ def runs_table(file: str, policy: str = "actor") -> list[str]:
     return plot.table_lines(plot.table_of(curves, units), names, units)
 
 
+def last_ten_table(file: str) -> list[str]:
+    """Means of the last ten evaluations of both phases, a number per seed."""
+    curves, _ = plot.gather((RESULTS / file,), "actor")
+    names = " ".join(map(str, next(iter(curves.values()))))
+    lines = [f"| data set | offline, seeds {names} | online, seeds {names} |", f"|{'---|' * 3}"]
+    for curve, seeds in curves.items():
+        offline, online = [], []
+        for values in seeds.values():
+            before = [values[step] for step in sorted(values) if step <= 0]
+            after = [values[step] for step in sorted(values) if step > 0]
+            offline.append(f"{statistics.fmean(before[-10:]):.1f}")
+            online.append(f"{statistics.fmean(after[-10:]):.1f}")
+        lines.append(f"| {curve[2]} | {' '.join(offline)} | {' '.join(online)} |")
+    return lines
+
+
 def demo_table() -> list[str]:
     """Success of the demo's seeds before and after the interaction."""
     curves, _ = plot.gather((RESULTS / "demo.csv",), "actor")
@@ -350,6 +367,7 @@ def table(words: str) -> list[str]:
     """The lines that belong below `<!-- table: words -->`."""
     kind, *rest = words.split()
     makers = {"runs": runs_table, "demo": demo_table, "claims": claims_table}
+    makers |= {"last-ten": last_ten_table}
     makers |= {"costs": costs_table, "experiment": experiment_table}
     return makers[kind](*rest)
 

@@ -2,9 +2,9 @@
 
 An actor-critic that learns from fixed data climbs to wherever its critic errs upwards. AWAC keeps
 the critic, which judges the policy as it is now, but improves the policy by imitation alone: it
-clones the actions in the buffer, the more, the better they are than what the policy would do. That
-keeps the policy near the data, without a model of who collected them. Once the agent's own
-transitions join the data, the same two losses follow the best of these, too. For a transition
+clones the actions in the buffer, each with a weight that grows with how much better it is than the
+policy's own. That keeps the policy near the data, without a model of who collected them. Once the
+agent's own transitions join the data, the same two losses learn from these, too. For a transition
 (s, a, r, s', d), d = 1 at a true end, critics Q_i, target critics Qt_i, and a temperature lambda
 (--awac-lambda; small: trust the critic, large: clone the data):
 
@@ -13,12 +13,15 @@ transitions join the data, the same two losses follow the best of these, too. Fo
               u = min_i Q_i(s, a) - min_i Q_i(s, b), the advantage                  b ~ pi(. | s)
     target    Qt_i <- (1 - tau) Qt_i + tau Q_i
 
-n and b are clipped to the box. Each loss trains the network that it is named after; what other
-networks say, and what the policy draws, is a constant to it.
+n and b are clipped to the box [-1, 1]. Each loss trains the network that it is named after; what
+other networks say, and what the policy draws, is a constant to it. All networks see observations
+that are standardized with the mean and deviation of the data set.
 
-What changes at the switch: the policy acts (a sample, clipped to the box), and each transition
-joins the data, with one update per step. The losses stay, and so does lambda, unless an online run
-of its own is given another: figure 3 of O3F's paper goes from 1 to 0.1, as below.
+What changes at the switch: the policy acts (a sample, clipped to the box; evaluated is its mean),
+and each transition joins the buffer, from which batches are uniform. There is one update per step
+from the first on, with the same losses, lambda and moments of Adam. To change lambda there, as
+figure 3 of O3F's paper does from 1 to 0.1, start a second run from the first one's offline.pt: see
+the last two commands.
 
 Parent: iql.py; `diff iql.py awac.py` is the method. Measured: docs/awac.md, with commands.
 
@@ -29,12 +32,14 @@ Deviations from CORL (github.com/tinkoff-ai/CORL), whose scores are the referenc
     starts at 0, as in CORL, but stays in [-5, 2], as in iql.py; CORL's stays in [-20, 2].
  3. Initial weights are iql.py's (orthogonal, gain sqrt(2)); CORL's are PyTorch's defaults.
  4. The settings for pointmaze, ant and kitchen, and the budgets of all but antmaze and Adroit, are
-    ours. CORL does not fine-tune on locomotion; ours takes the settings of its offline runs.
- 5. The last transition of a timed-out episode is kept. Mazes and rounded matrix products are those
-    of iql.py (its deviations 5 and 8).
-rlkit itself has, besides: weights that sum to the size of the batch (a softmax), batches of 1024,
-weight decay of the policy, lambda 2 on locomotion, standard deviations below 1, raw observations.
-d3rlpy, where O3F's comparator comes from, has rlkit's form with lambda 1. Neither is in here.
+    ours. CORL does not fine-tune on locomotion; our runs there take its offline settings.
+ 5. The last transition of a timed-out episode is kept.
+ 6. Mazes: observations hold the goal, and episodes end at the first success, in data and task.
+ 7. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
+The cap of 100 is CORL's. rlkit has weights that sum to the size of the batch (a softmax), batches
+of 1024, weight decay of the policy, lambda 2 on locomotion, standard deviations of at most 1, and
+raw observations. O3F's paper compares with d3rlpy's AWAC: rlkit's softmax, with lambda 1. None of
+this is in here.
 
     python awac.py                                     # bundled hopper data: 100k + 50k steps
     python awac.py --awac-lambda 1 --online-steps 0 --run-name one
@@ -121,7 +126,9 @@ class Args:
     # ---- end of shared arguments ----
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of all networks
     num_critics: Annotated[int, 1, 100] = 2  # targets and advantages take the minimum over them
-    awac_lambda: Annotated[float, 1e-3, 1e6] = 1.0  # advantage weights are exp(u / lambda)
+    awac_lambda: Annotated[float, 1e-3, 1e6] = (
+        1.0  # advantage weights: exp(u / lambda); see the families
+    )
 
 
 # The settings of CORL's configs (but see deviation 4) by family, the second-to-last part of a data
@@ -258,7 +265,7 @@ class Agent(nn.Module):
         self.compiled_loss = compiled(self.loss, args, device)
 
     def standardized(self, obs: torch.Tensor) -> torch.Tensor:
-        """Observations as the networks see them: the data's have mean 0 and deviation 1."""
+        """Observations as the networks see them: the data's have mean 0 and a deviation near 1."""
         return (obs - self.obs_mean) / self.obs_std
 
     @torch.no_grad()

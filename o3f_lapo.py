@@ -8,24 +8,28 @@ that its latent codes come to stand for good actions. A small policy picks the c
 critics like best. Its actions stay near the data, because the decoder can only say what it has
 learned. All networks see z-scores of observations and actions, by the data's mean and spread.
 
-For a transition (s, a, r, s', d), d = 1 at a true end, critics Q_j, j <= m, their targets Qt_j, a
-value V, encoder enc, decoder D, latent policy p, and the targets Dt and pt of the last two:
+For a transition (s, a, r, s', d), d = 1 at a true end, critics Q_j, their targets Qt_j, a value V
+without a target, encoder enc, decoder dec, latent policy p, and the targets dect and pt of the last
+two:
 
-    mix       M(s, z) = lambda min_j Qt_j(s, b) + (1 - lambda) max_j Qt_j(s, b)      b = Dt(s, z),
-                                                             over 2 random j (--critic-subset)
+    mix       M(s, z) = lambda min_j Qt_j(s, dect(s, z)) + (1 - lambda) max_j Qt_j(s, dect(s, z)),
+                                       over the same two random j (--critic-subset) in min and max
     critic    L_Q = sum_j E[ (r + gamma (1 - d) V(s') - Q_j(s, a))^2 ]
-    value     L_V = E[ (clip(M(s, pt(s) + n), low, high) - V(s))^2 ]         n: clipped noise
+    value     L_V = E[ (clip(M(s, pt(s) + xi), low, high) - V(s))^2 ]    xi: 0.1 eps, within +-0.2
     weight    w = kappa where r + gamma (1 - d) M(s', pt(s')) > V(s), else 1 - kappa
-    CVAE      L_C = E[ w (|D(s, z) - a|^2 + beta KL) ]       z = mu + sd eps, (mu, sd) = enc(s, a)
+    CVAE      L_VAE = E[ w (|dec(s, z) - a|^2 + beta KL) ]   z = mu + sd eps, (mu, sd) = enc(s, a)
               KL = sum_k (mu_k^2 + sd_k^2 - 1 - log sd_k^2) / 2
-    policy    L_p = -E[ mean_j Q_j(s, Dt(s, p(s))) ]         |p(s)| <= z_max, by a tanh
+    policy    L_p = -E[ mean_j Q_j(s, dect(s, p(s))) ]       |p(s)| <= z_max, by a tanh
 
-low and high are the least and the most that rewards can add up to. Each loss trains the network
-that it is named after. A step is --utd-ratio times critic and value, each time on another batch and
-with the target critics following, then once CVAE and policy on the last batch, and their targets.
+eps: standard normal. low and high are the least and the most that rewards can add up to (in mazes
+with --single-reward, the one at the goal). Each loss trains what stands before it: w and the
+targets of L_Q and L_V are constants, and L_p goes through Q_j and dect without moving them. A step
+is --utd-ratio times critic and value, each time on another batch and with the target critics
+following, then once CVAE and policy on the last batch, and their targets.
 
-What changes at the switch: --utd-ratio holds (offline it is 1), and the actions that collect data
-come from O3F's search. Around the policy's action b = Dt(s, p(s)), clipped to the box,
+What changes at the switch: --utd-ratio takes effect (offline it is 1), and online transitions join
+the data: batches are uniform over both. The actions that collect them come from O3F's search.
+Around the policy's action b, which is dect(s, p(s)) in the units of the box and clipped to it,
 
     c_i = clip(b + sigma eps_i, -1, 1)                       eps_i ~ N(0, I), i <= N
     f_i = mean_j Q_j(s, c_i) + omega std_j Q_j(s, c_i)       std: of the population
@@ -33,30 +37,32 @@ come from O3F's search. Around the policy's action b = Dt(s, p(s)), clipped to t
 
 --exploration gives comparators: noise (the paper's: one perturbation, no choice) and plain (ours: b
 itself). Evaluated is b, without the search; what the search achieves is online/episode_return.
-Parent: none, a root of its own, but explore() is that of o3f.py, all lines except its center's.
+Parent: none, the root of a family of one. But explore() is that of o3f.py, line by line, except the
+line that computes `center`.
 Measured: docs/o3f_lapo.md, with commands and seeds.
 
-No code of O3F is known. From its paper: m = 5, N = 100, sigma, omega = 0, targets by REDQ, 20
-updates of the critics per step. LAPO is that of its authors' code (pcchenxi/LAPO-offlienRL on
-GitHub). Ours, where the papers are silent, and deviations:
+No code of O3F is known. From its paper: five critics, N = 100, sigma 0.2 on locomotion and 0.05 on
+antmaze and kitchen, omega 0, targets by REDQ, 20 updates of the critics per step. LAPO is that of
+its authors' code (pcchenxi/LAPO-offlienRL on GitHub). Our choices where the papers are silent, and
+our deviations:
  1. Two critics in M (REDQ's default), drawn anew each time; lambda as in LAPO. CVAE and policy move
     once per environment step, as REDQ's policy does.
  2. L_p takes the mean of all critics, as REDQ does; LAPO's code takes the first of its two.
- 3. One step of Adam on L_C + L_p. It equals theirs, one after the other: neither loss reads what
-    the other one moves. But w sees target critics that have followed already; theirs follow last.
+ 3. One step of Adam on L_Q + L_V, as in LAPO's code, and one on L_VAE + L_p, which equals its two
+    steps one after the other: neither loss reads what the other one moves. But here the target
+    critics have followed when w is computed; in LAPO's code all targets follow last.
  4. low and high enclose 0, because an episode may end, and rewards online widen them. What never
     varies in the data is only centred; LAPO's code adds 1e-6 to every spread.
  5. w has two levels, as in LAPO's code. In its paper, as we remember it, w is exponential in the
     advantage.
- 6. Online critics score the candidates, b is none of them and is clipped first (LAPO's code leaves
-    that to the environment). b is not drawn: LAPO's policy is deterministic.
+ 6. Online critics score the candidates; b is not among them and is clipped first (LAPO's code
+    leaves that to the environment). b is not drawn: LAPO's policy is deterministic.
  7. Settings. Pointmaze has antmaze's with maze2d's beta; Adroit, which LAPO did not run, has
-    kitchen's; sigma of these is ours. Budgets of locomotion and pointmaze, what O3F shows for
-    halfcheetah (500k steps) for all others, and how often is evaluated: ours.
+    kitchen's; sigma of these is ours. Budgets are ours: of
+    locomotion and pointmaze for a CPU, of all others the 500k steps that O3F shows for halfcheetah.
  8. Mazes: observations hold the desired goal too; episodes end at the first success, in data and
     environment. The last transition of a timed-out episode is kept.
- 9. Matrix products may round their inputs to bfloat16 where the CPU can; --matmul-precision highest
-    forbids it.
+ 9. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
 
     python o3f_lapo.py                               # bundled hopper data
     python o3f_lapo.py --exploration noise --offline-checkpoint runs/NAME/offline.pt

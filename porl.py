@@ -1,45 +1,48 @@
 """PORL: fine-tuning with nothing from the offline phase but its policy.
 
-Paper: Xiao et al., 2025, arXiv 2505.16856. Critics that were trained offline answer too low outside
-of the data, and carried online they keep the policy from exploring; where a policy was cloned,
-there are none. PORL takes the policy only, without offline critics and without offline data. The
-policy first stays frozen while new critics learn, from its own rollouts, what it is worth; then SAC
-fine-tunes it. With d = 1 at a true end, E critics Q_i and target critics Qt_i, and A entries of an
-action:
+Paper: Xiao et al., 2025, arXiv 2505.16856. Critics that were trained offline underestimate what
+lies outside the data, and carried online they keep the policy from exploring; where a policy was
+cloned, there are no critics at all. PORL takes the policy only, without offline critics and without
+offline data. The policy first stays frozen while new critics learn, from its own rollouts, what it
+is worth; then SAC fine-tunes it. With d = 1 at a true end, critics Q_i and their targets Qt_i:
 
     offline      behaviour cloning: L_BC = -E[ log pi(a | s) ]  for the data's s and a
-    stage A      the first --presample-steps online: the frozen policy acts (samples), and with
-                 --utd-ratio steps of the critics per environment step, each on a batch of its own,
+    stage A      the first --presample-steps online. The frozen policy acts (samples), and the
+                 critics take --utd-ratio steps per environment step, each on a batch of its own:
                  L_Q = mean_i E[ (y - Q_i(s, a))^2 ]
-                 y = r + gamma (1 - d) min_{i in 2 of E} Qt_i(s', n),  n ~ pi(. | s')
+                 y = r + gamma (1 - d) min_i Qt_i(s', n),  n ~ pi(. | s'),  i: two random critics
     stage B      the same, and then once per step, on all these batches together:
-                 L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ],  b ~ pi(. | s)
-                 L_alpha = -log(alpha) E[ log pi(b | s) - A ]
+                 L_pi = E[ alpha log pi(b | s) - min_i Q_i(s, b) ],  b ~ pi(. | s)
+                 L_alpha = -log(alpha) E[ log pi(b | s) - dim(a) ]
 
-No entropy is in y. In L_BC and in stage A the standard deviation of pi (before the tanh) is at
-least --min-std: critics learn nothing about actions from rollouts without a spread. Stage B has no
-such floor; with --online-max-backup (mazes), its y takes the best of N actions n.
+Each loss trains what it is named after; y, alpha in L_pi and log pi in L_alpha are constants.
+Batches online are uniform over the online transitions. With --online-max-backup (mazes), y in stage
+B takes the best of --num-actions actions n. In L_BC and in stage A the standard deviation of pi
+(before the tanh) is at least --min-std: critics learn nothing about actions from rollouts that are
+all alike. So stage A judges a policy that is a little noisier than the one that goes on: stage B
+has no such floor.
 
-What changes at the switch: the data are dropped, the critics are new, the temperature begins at
---initial-alpha, and Adam has no moments. Only the policy goes on. It may come from a run of
-cal_ql.py or wsrl.py, too (--offline-checkpoint), which is then read without its critics.
-The paper compares three beginnings of Q: --q-init presample (PORL), random (stage A only collects),
-and offline (the checkpoint's critics, moments and temperature go on: that is WSRL).
+What changes at the switch (but for --q-init offline): the critics are new, the temperature begins
+at --initial-alpha, and Adam has no moments. Only the policy goes on, and no batch holds offline
+data. The policy may come from a run of cal_ql.py or wsrl.py, too (--offline-checkpoint).
+By its summaries, the paper compares three ways to begin with Q: --q-init presample (PORL), random
+(stage A only collects), and offline (the checkpoint's critics, moments and temperature go on: WSRL,
+but for the floor in stage A).
 Parent: wsrl.py; `diff wsrl.py porl.py` is the method. Measured: docs/porl.md, with commands and
 curves.
 
-Deviations cannot be told: of the paper only the abstract and summaries by others could be read, and
-no code of the authors is known. Reported there are the two stages (pre-sample and update stage),
-SAC, cloned policies, and the three beginnings of Q. All else is our choice:
- 1. The form of SAC, networks, sizes, step sizes and rewards: those of wsrl.py, with its deviations
-    1 and 2. All budgets, and 5,000 steps in stage A, counted as environment steps.
- 2. Stage A: critics learn from the step on at which the buffer holds the batches of one update, at
-    stage B's pace; there is no further training at its end and no other test of when to stop.
+What deviates from the paper cannot be listed: only its abstract and summaries by others could be
+read, and no code of the authors is known. The summaries report two stages (pre-sampling and
+update), SAC, cloned policies, and the three ways to begin with Q. All else is our choice:
+ 1. The form of SAC (no entropy in y), networks, sizes, step sizes and rewards are those of wsrl.py.
+    All budgets are ours, and the 5,000 steps of stage A, which count as environment steps.
+ 2. Stage A: critics learn once the buffer holds more than the batches of one step, as often as in
+    stage B. There is no further training at its end and no other test of when to stop.
  3. Behaviour cloning: maximum likelihood, the data's actions clipped to +-0.999, --min-std 0.1.
  4. --initial-alpha 0.1: an entropy bonus of wsrl.py's size would outweigh critics that are new.
- 5. In the other two beginnings stage A collects as many steps, with the same floor of the spread.
+ 5. Where Q begins otherwise, stage A collects as many steps, with the same --min-std.
  6. Left out: policies of other networks (IQL's, deterministic ones); a term that keeps pi near its
-    beginning. A checkpoint must fit in the sizes of its critics, although they are not read.
+    beginning. A checkpoint must have critics of the sizes asked for, although they are not read.
 
     python porl.py                                                # bundled hopper data, cloned
     python porl.py --offline-checkpoint runs/NAME/offline.pt      # see docs/porl.md for cal_ql.py's
@@ -132,14 +135,14 @@ class Args:
     num_critics: Annotated[int, 1, 100] = 10  # size of the critic ensemble
     critic_subset: Annotated[int, 0, 100] = 2  # drawn (repeats happen) for y; 0: all
     layer_norm: bool = True  # normalize each hidden layer, in policy and critics
-    min_std: Annotated[float, 1e-9, 1.0] = 0.1  # floor of the spread, until stage B; 1e-9: none
-    q_init: Literal["presample", "random", "offline"] = "presample"  # critics at stage B's begin
+    min_std: Annotated[float, 1e-9, 1.0] = 0.1  # lowest std until stage B; 1e-9: none
+    q_init: Literal["presample", "random", "offline"] = "presample"  # what stage B begins with
     presample_steps: Annotated[int, 0, 10**9] = 5_000  # environment steps of stage A
     initial_alpha: Annotated[float, 1e-6, 1e3] = 0.1  # temperature at the switch
     utd_ratio: Annotated[int, 1, 1000] = 4  # critic updates per environment step
     online_max_backup: bool = False  # stage B: targets take the best of N next actions; off: one
     num_actions: Annotated[int, 1, 100] = 10  # N, see --online-max-backup
-    sparse: bool = False  # logged R: an unended episode of constant reward has r / (1 - gamma)
+    sparse: bool = False  # an unended episode of constant reward has R = r / (1 - gamma)
 
 
 # Settings by family, the second-to-last part of a data set's id. They are defaults: a flag wins.
@@ -362,7 +365,7 @@ class Agent(nn.Module):
     def bc_loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Negative log-likelihood of the data's actions; and what to log."""
         mean, log_std = self.actor(batch["obs"], floored=True)  # (B, act_dim) each
-        actions = batch["actions"].clamp(-0.999, 0.999)  # farther out, atanh grows to 6
+        actions = batch["actions"].clamp(-0.999, 0.999)  # at 1, atanh is infinite
         noise = (torch.atanh(actions) - mean) / log_std.exp()
         normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         log_slope = torch.log1p(-actions.square())  # of the tanh
@@ -371,17 +374,17 @@ class Agent(nn.Module):
         metrics |= {"mc_return": batch["mc_returns"].mean()}
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
-    def critic_loss(self, batch: Tensors, presample: bool) -> tuple[torch.Tensor, Tensors]:
-        """TD error of the critics, in stage A (presample) or B; and what to log."""
+    def critic_loss(self, batch: Tensors, stage_a: bool) -> tuple[torch.Tensor, Tensors]:
+        """TD error of the critics, in stage A or B; and what to log."""
         args = self.args
         obs, actions = batch["obs"], batch["actions"]
         next_obs = batch["next_obs"]
         with torch.no_grad():
             count = args.num_actions
-            if presample or not args.online_max_backup:
+            if stage_a or not args.online_max_backup:
                 count = 1
             # (N, B, act_dim), (N, B)
-            candidates, _ = self.actor.sample(next_obs, count, floored=presample)
+            candidates, _ = self.actor.sample(next_obs, count, floored=stage_a)
             next_q = self.critic_target(next_obs, candidates, members=self.some_critics())
             next_v = next_q.amin(0).amax(0)  # (E, N, B) -> (B,): lowest critic, best action
             td_target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_v
@@ -409,17 +412,17 @@ class Agent(nn.Module):
         self.optimizer.step()
         return metrics
 
-    def update_online(self, batches: list[Tensors], presample: bool) -> Tensors:
+    def update_online(self, batches: list[Tensors], stage_a: bool) -> Tensors:
         """A step of the critics on each batch; in stage B one of policy and temperature on all."""
         for batch in batches:
             self.optimizer.zero_grad()  # Adam leaves alone what has no gradient
-            loss, metrics = self.compiled_critic_loss(batch, presample)
+            loss, metrics = self.compiled_critic_loss(batch, stage_a)
             loss.backward()
             self.optimizer.step()
             self.update_target()
         # Clone: with CUDA graphs the next call may overwrite what this one returned.
         critic_metrics = {name: value.clone() for name, value in metrics.items()}
-        if presample:  # stage A: the policy stays as it is
+        if stage_a:  # the policy stays as it is
             return critic_metrics
         self.optimizer.zero_grad()
         obs = torch.cat([batch["obs"] for batch in batches])
@@ -475,7 +478,7 @@ def main(args: Args) -> None:
     if 0 < args.online_steps <= idle:
         print(f"note: the policy makes no update: it rests for the first {idle} steps online")
     if args.q_init == "presample" and args.presample_steps <= new_rows:
-        print(f"note: no critic learns before the policy: that takes more than {new_rows} steps")
+        print(f"note: no critic learns in stage A: it must be longer than {new_rows} steps")
     run = Run(args, agent, buffer, references)
 
     # ---- offline: gradient steps -offline_steps + 1, ..., 0
@@ -491,15 +494,15 @@ def main(args: Args) -> None:
     if run.phase == "offline":
         run.evaluate(agent.act, eval_env)
         run.end_offline()
-    if run.step == 0 and args.q_init != "offline":  # later checkpoints hold the result
+    if run.step == 0 and args.q_init != "offline":  # a run resumed later has this behind it
         agent.optimizer.state.clear()
 
     # ---- online: environment steps 1, ..., online_steps
     obs, _ = env.reset(seed=run.seed("training", run.episode))
     for step in run.steps("online"):
-        presample = step <= args.presample_steps  # stage A
+        stage_a = step <= args.presample_steps
         current = torch.from_numpy(obs).to(device)
-        action = agent.act(current, deterministic=False, floored=presample).cpu().numpy()
+        action = agent.act(current, deterministic=False, floored=stage_a).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
         reward = args.reward_scale * float(reward) + args.reward_bias
         transition = {"obs": obs, "actions": action, "rewards": reward}
@@ -510,7 +513,7 @@ def main(args: Args) -> None:
             batches = []
             for _ in range(args.utd_ratio):
                 batches.append(buffer.sample(args.batch_size, offline_ratio=0.0))
-            metrics = agent.update_online(batches, presample)
+            metrics = agent.update_online(batches, stage_a)
             run.report(metrics)
         if step % args.eval_every == 0 or step == args.online_steps:
             run.evaluate(agent.act, eval_env)

@@ -1,51 +1,54 @@
 """TD3-C: TD3+BC offline, then TD3 that stays near its target policy (Luo et al., 2023).
 
-Paper: arXiv 2303.17396. With an offline objective, fine-tuning is slow. An ordinary off-policy
-algorithm is faster, but its first updates may ruin the policy: it collapses. The paper asks what
-decides about that, such as the mixture of old and new data, and proposes a cautious form of TD3.
+Paper: arXiv 2303.17396. Fine-tuning with an offline objective is slow. An ordinary off-policy
+algorithm is faster, but its first updates may ruin the policy: it collapses. The paper studies what
+causes that, for example how old and new data are mixed, and proposes a cautious form of TD3.
 Offline it is TD3+BC (Fujimoto and Gu, NeurIPS 2021, arXiv 2106.06860), which adds behaviour cloning
-to TD3 (Fujimoto et al., ICML 2018, arXiv 1802.09477). Online, the cloning term makes room for a
-constraint on each step: the policy stays near its own target network.
+to TD3 (Fujimoto et al., ICML 2018, arXiv 1802.09477). Online, a constraint on each step replaces
+the cloning term: the policy stays near its own target network.
 For a transition (s, a, r, s', d), d = 1 at a true end, a deterministic policy pi, critics Q_1 and
-Q_2, target networks pit and Qt_i, and actions in [-1, 1]:
+Q_2, their slowly following copies pit and Qt_i (the target networks), and actions in [-1, 1]:
 
     target    y = r + gamma (1 - d) min_i Qt_i(s', clip(pit(s') + n, -1, 1))
                                               n ~ N(0, target_noise^2), clipped at +-noise_clip
     critic    L_Q = sum_i E[ (y - Q_i(s, a))^2 ]
-    policy    L_A = -alpha E[ Q_1(s, pi(s)) ] / c + E[ (pi(s) - a)^2 ]    offline, and td3bc online
-              L_A =       -E[ Q_1(s, pi(s)) ] / c                         td3 online
-              L_A =       -E[ Q_1(s, pi(s)) ] / c + m D                   td3c online
-    gap       D = E[ (pi(s) - pit(s))^2 ]                                 per entry of an action
-    dual      L_m = m (epsilon - D),  m = softplus(eta)                   m rises while D > epsilon
+    policy    L_pi = -alpha E[ Q_1(s, pi(s)) ] / c + E[ (pi(s) - a)^2 ]   offline, and td3bc online
+              L_pi =       -E[ Q_1(s, pi(s)) ] / c                        td3 online
+              L_pi =       -E[ Q_1(s, pi(s)) ] / c + m D                  td3c online
+    gap       D = E[ (pi(s) - pit(s))^2 ]
+    dual      L_eta = m (epsilon - D),  m = softplus(eta)                 m rises while D > epsilon
     targets   pit <- (1 - tau) pit + tau pi,  Qt_i <- (1 - tau) Qt_i + tau Q_i
 
-Each loss trains what it is named after; c = E|Q_1(s, pi(s))|, over the batch, is a constant. The
-critics step at every update; dual, policy and targets follow, in this order, at every second one.
-The target policy lags behind the policy, so epsilon bounds how fast pi moves, not how far it gets.
+Squares of actions are means over their entries. c = E|Q_1(s, pi(s))|, over the batch. L_Q trains
+the critics, L_pi the policy, L_eta the number eta; y, c, m in L_pi, pit in D, and D in L_eta are
+constants. The critics step at every update; at every second one follow, in this order, eta (with
+td3c), policy and targets. The target policy lags behind the policy, by more the faster that moves,
+so epsilon and tau together limit, softly, how fast pi moves, and not how far it gets.
 
-What changes at the switch: with --method td3c (or td3) the cloning term goes and the constraint (or
-nothing) takes its place; with td3bc it stays. Adam begins anew. The policy acts with noise, and
---online-replay mixes the batches: append (uniform over data set and online transitions),
-online_only, or symmetric (half of each). One update per step, once the new transitions fill a
-batch. Observations are standardized with the mean and deviation of the data set, online too.
+What changes at the switch: the policy's loss becomes that of --method, and Adam's moments are
+cleared. The policy acts with noise (evaluated is pi without it), and --online-replay mixes the
+batches: append (uniform over data set and online transitions), online_only, or symmetric (half of
+each). There is one update per environment step, once the new transitions could fill a batch.
+What does not change: observations are standardized with the mean and deviation of the data set.
 Parent: none, the root of its family. (docs/td3_c.md)
 
 Deviations. No code of the authors is known, and of the paper only its abstract and beginning could
-be read: deviations 1 to 3 are our own completion. Offline: from github.com/sfujim/TD3_BC.
- 1. The constraint's form is ours: gap, epsilon, multiplier, its start and step size, the order.
- 2. So is the division by c in td3 and td3c. TD3's loss is -E[Q_1]; Adam hardly sees a factor, but
-    beside m D it matters.
- 3. So are the new Adam, the wait for a full batch online, and the three modes of replay. The noise
-    on actions is that of TD3's code, without its random actions at the beginning.
- 4. Settings: TD3+BC's for locomotion, CORL's rewards for antmaze and Adroit; pointmaze, kitchen and
-    ant are ours, and so are all budgets.
- 5. The last transition of a timed-out episode is kept, and a time limit never cuts the bootstrap.
+be read. Theirs is that the policy is held near its target network; 1 to 3 are our completion. 4 to
+8 are about the offline phase, and are deviations from TD3+BC's code (github.com/sfujim/TD3_BC).
+ 1. The constraint's form: gap, epsilon, multiplier, its start and step size, the order of steps.
+ 2. The division by c in td3 and td3c. TD3's loss is -E[Q_1]. A constant factor hardly changes what
+    Adam does, but beside m D it matters.
+ 3. The new moments of Adam, the wait for a batch, and the three modes of replay. The noise on
+    actions is that of TD3's code, without its random actions at the beginning.
+ 4. Settings: locomotion has TD3+BC's, antmaze the rewards and Adroit the raw rewards of CORL
+    (github.com/tinkoff-ai/CORL). Pointmaze, kitchen and ant are ours, and so are all budgets.
+ 5. The last transition of a timed-out episode is kept.
  6. Mazes: observations hold the goal, and episodes end at the first success, in data and task.
- 7. Policy and targets step at even steps; the data's actions are clipped to +-(1 - 1e-5).
+ 7. The data's actions are clipped to +-(1 - 1e-5).
  8. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
 
     python td3_c.py                                                  # bundled hopper data
-    python td3_c.py --method td3 --online-replay online_only         # where we expect a collapse
+    python td3_c.py --method td3 --online-replay online_only         # free, on new data alone
     python td3_c.py --method td3 --offline-checkpoint runs/NAME/offline.pt  # from the same start
 """
 
@@ -134,13 +137,13 @@ class Args:
     method: Literal["td3c", "td3", "td3bc"] = "td3c"  # policy's loss online: see the docstring
     online_replay: Literal["append", "online_only", "symmetric"] = "append"  # mixture of a batch
     exploration_noise: Annotated[float, 0.0, 10.0] = 0.1  # std of the noise on actions online
-    epsilon: Annotated[float, 0.0, 1e3] = 1e-3  # td3c: bound of the gap; above 4 it never binds
+    epsilon: Annotated[float, 0.0, 1e3] = 1e-3  # td3c: bound of the gap, which is at most 4
     initial_multiplier: Annotated[float, 1e-6, 1e4] = 10.0  # td3c: m at the switch
     dual_lr: Annotated[float, 0.0, 1e3] = 1e-2  # td3c: Adam step size of eta
 
 
 # Settings by family, the second-to-last part of a data set's id (see deviation 4). They are
-# defaults: a flag wins. Locomotion has TD3+BC's, which are the defaults above.
+# defaults: a flag wins. Locomotion has those above: TD3+BC's, but for the budgets.
 LONG = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 MAZE = {"reward_bias": -1.0, "success_ends_episode": True}
 PAPER_SETTINGS = {
@@ -353,7 +356,7 @@ class Agent(nn.Module):
         self.optimizer.zero_grad()
 
     def update(self, batch: Tensors, method: str, move_actor: bool) -> Tensors:
-        """One step of the critics; if the actor moves, too, the targets follow."""
+        """One step of the critics; with move_actor, then of multiplier, policy and targets."""
         critic_loss, metrics = self.compiled_critic_loss(batch)
         self.descend(critic_loss)
         if move_actor:
@@ -398,7 +401,7 @@ def main(args: Args) -> None:
     if run.phase == "offline":
         run.evaluate(agent.act, eval_env)
         run.end_offline()
-    if run.step == 0:  # later checkpoints hold the result
+    if run.step == 0:  # a run resumed later has this behind it
         agent.optimizer.state.clear()
     offline_ratio = OFFLINE_RATIOS[args.online_replay]
 

@@ -9,6 +9,7 @@ A table stands in a page between two comments, of which the first says what it i
     <!-- table: runs pex.csv learner -->      the same, of the learner alone
     <!-- table: last-ten iql_default.csv -->  means of ten evaluations before and after the switch
     <!-- table: demo -->                      the demo's five seeds
+    <!-- table: soak -->                      what `make soak` has tried, by fault
     <!-- table: claims -->                    every experiment of experiments.py, a row each
     <!-- table: experiment o3f-maze -->       its precondition, its arms, its paired differences
     <!-- table: costs -->                     machine and hours of every experiment
@@ -350,6 +351,19 @@ def last_ten_table(file: str) -> list[str]:
     return lines
 
 
+def soak_table() -> list[str]:
+    """Sums over all scripts."""
+    rows = read_table(RESULTS / "soak.csv")
+    scripts = len({row["script"] for row in rows})
+    lines = [f"| fault | trials, {scripts} scripts | runs lost | bytes different |"]
+    lines.append(f"|{'---|' * 4}")
+    for fault in dict.fromkeys(row["fault"] for row in rows):
+        columns = ("trials", "lost", "bytes_different")
+        sums = [sum(int(row[key]) for row in rows if row["fault"] == fault) for key in columns]
+        lines.append(f"| {fault} | {' | '.join(map(str, sums))} |")
+    return lines
+
+
 def demo_table() -> list[str]:
     """Success of the demo's seeds before and after the interaction."""
     curves, _ = plot.gather((RESULTS / "demo.csv",), "actor")
@@ -367,7 +381,7 @@ def table(words: str) -> list[str]:
     """The lines that belong below `<!-- table: words -->`."""
     kind, *rest = words.split()
     makers = {"runs": runs_table, "demo": demo_table, "claims": claims_table}
-    makers |= {"last-ten": last_ten_table}
+    makers |= {"last-ten": last_ten_table, "soak": soak_table}
     makers |= {"costs": costs_table, "experiment": experiment_table}
     return makers[kind](*rest)
 

@@ -222,7 +222,7 @@ def test_stage_a_finds_the_values_of_the_frozen_policy():
     agent = make_agent(obs_dim=5, act_dim=1, **settings)
     frozen = tensors(agent, "actor.", "log_")
     for _ in range(800):
-        agent.update_online([chain_batch(agent)], presample=True)
+        agent.update_online([chain_batch(agent)], stage_a=True)
     batch = chain_batch(agent)
     with torch.no_grad():
         q = agent.critic(batch["obs"], batch["actions"][None])[:, 0].mean(0).view(4, 5)
@@ -298,9 +298,9 @@ def test_without_stage_a_a_good_policy_is_forgotten(seed):
         agent.optimizer.state.clear()
         rows = [rollout() for _ in range(4)]
         for _ in range(updates):
-            agent.update_online(rows, presample=True)
+            agent.update_online(rows, stage_a=True)
         for _ in range(50):
-            agent.update_online(rows, presample=False)
+            agent.update_online(rows, stage_a=False)
         with torch.no_grad():
             far[updates] = divergence(agent, start, obs)
     assert far[400] < far[0]
@@ -531,7 +531,7 @@ def test_a_checkpoint_of_cloning_starts_no_other_script(capsys):
         (["--presample-steps", "90"], "the policy makes no update: it rests for the first 90"),
         (
             ["--presample-steps", "64"],
-            "no critic learns before the policy: that takes more than 64",
+            "no critic learns in stage A: it must be longer than 64",
         ),
         (["--presample-steps", "70"], None),
         (["--presample-steps", "10", "--q-init", "random"], None),

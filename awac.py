@@ -126,9 +126,7 @@ class Args:
     # ---- end of shared arguments ----
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of all networks
     num_critics: Annotated[int, 1, 100] = 2  # targets and advantages take the minimum over them
-    awac_lambda: Annotated[float, 1e-3, 1e6] = (
-        1.0  # advantage weights: exp(u / lambda); see the families
-    )
+    awac_lambda: Annotated[float, 1e-3, 1e6] = 1.0  # advantage weights are exp(u / lambda)
 
 
 # The settings of CORL's configs (but see deviation 4) by family, the second-to-last part of a data

@@ -145,6 +145,7 @@ def test_bundled_before_local(monkeypatch, tmp_path):
 
 BUNDLED = [  # transitions, and bounds of the mean score of their episodes
     ("o2o/hopper/medium-v0", 100_000, 20, 75),
+    ("o2o/hopper/medium-replay-v0", 115_000, 5, 15),
     ("o2o/halfcheetah/medium-v0", 100_000, 20, 75),
     ("o2o/pointmaze/large-v0", 60_000, 0, 5),
     ("o2o/pointmaze/medium-play-v0", 60_000, 45, 60),

@@ -268,7 +268,7 @@ def test_a_run_without_a_whole_summary_is_not_finished(latest):
         ({"out": Path(".")}, [], "directory"),
         ({"out": Path("stub.py")}, [], "stub.py"),
         ({"losses": Path("stub.py/losses.csv")}, [], "stub.py"),
-        ({"losses": Path("results.csv")}, [], "two files"),
+        ({"losses": Path("results.csv")}, [], "different files"),
         ({"run_dir": Path("stub.py/runs")}, [], "stub.py"),
         ({"run_dir": Path("stub.py")}, [], "stub.py"),
     ],

@@ -478,14 +478,16 @@ def test_plot_of_the_learner_alone():
         )
 
 
-def test_speed_of_the_cql_family():
+def test_speed_of_the_cql_family(monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # compiling would take a minute
     for flags in ([], ["--wsrl"]):
         out = tool(ROOT / "benchmark/speed_cql.py", "--blocks", 1, "--updates-per-block", 1, *flags)
         assert out.count("| ms min | median | max |") == (2 if flags else 1)
         assert "| 1.00 | 1.00 | 1.00 |" in out  # the first one's ratio to itself
 
 
-def test_speed_of_lapo():
+def test_speed_of_lapo(monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     out = tool(ROOT / "benchmark/speed_lapo.py", "--blocks", 1, "--updates-per-block", 1)
     assert "| twin, highest |" in out
     assert "| 1.00 | 1.00 | 1.00 |" in out

@@ -341,16 +341,12 @@ def machine(threads: int) -> str:
     return f"{model}, {threads} of {os.cpu_count()} CPUs"
 
 
-def execute(job: Job, threads: int, here: str, needed: int = 0) -> int:
-    """In a worker: start, continue or, if it is finished, leave a run; returns its exit status.
-
-    `needed` is the status of the run that it needs: if that has failed, it is not begun."""
-    if needed or job.finished:
-        return needed
+def execute(job: Job, threads: int, here: str) -> int:
+    """In a worker: start, continue or, if it is finished, leave a run; returns its exit status."""
     status = 0
     if not finished(job.folder):
         status = train(job, threads, here)
-    if job.probe and status == 0:
+    if status == 0 and not job.finished:
         script, *flags = shlex.split(job.probe)
         command = [str(ROOT / script), str(job.folder / "offline.pt"), *flags]
         command += ["--out", str(job.folder / "probe.json")]
@@ -525,28 +521,39 @@ def work(args: Args, jobs: list[Job]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: asked.append(number))
     run = ray.remote(num_cpus=args.threads, max_retries=5)(execute)
-    pending, statuses, failed = {}, {}, []  # statuses: of each run, as soon as Ray has it
-    for job in jobs:
-        needed = statuses.get(job.needs, 0)
-        statuses[job.folder.name] = run.remote(job, args.threads, os.getcwd(), needed)
-        pending[statuses[job.folder.name]] = job
-    while pending:
-        ready, _ = ray.wait(list(pending), timeout=1)
+    waiting, running, failed = list(jobs), {}, []
+    done = {None}  # names of the runs that others may need
+    while waiting or running:
+        slots = int(ray.cluster_resources().get("CPU", 0)) // args.threads
+        free = [job for job in waiting if job.needs in done]  # in order: one seed after the other
+        for job in free[: max(0, slots - len(running))]:
+            waiting.remove(job)
+            running[run.remote(job, args.threads, os.getcwd())] = job
+        ready = []
+        if running:
+            ready, _ = ray.wait(list(running), timeout=1)
+        else:
+            time.sleep(1)  # a cluster without a free CPU
         if asked:
             sys.exit(128 + asked[0])
         if not ready:
             continue
-        job = pending.pop(ready[0])
+        job = running.pop(ready[0])
         try:
             word = f"status {ray.get(ready[0])}"
         except ray.exceptions.RayError as error:
             word = type(error).__name__
-        if not job.finished:
+        if job.finished:
+            done.add(job.folder.name)
+        else:
             failed.append(f"{job.folder.name} ({word})")
+            for other in [other for other in waiting if other.needs == job.folder.name]:
+                waiting.remove(other)
+                failed.append(f"{other.folder.name} (not begun)")
         write_results(args, jobs)
-        rest = sum(cost(job, jobs) for job in pending.values())
-        count = len(jobs) - len(pending)
-        left = hours(rest / (args.jobs if args.address is None else 1))
+        rest = [*waiting, *running.values()]
+        left = hours(sum(cost(job, jobs) for job in rest) / max(1, slots))
+        count = len(jobs) - len(rest)
         print(f"{word:9} {job.folder.name}: {count} of {len(jobs)}, {left} left", flush=True)
     if failed:
         stop(f"failed: {', '.join(failed)}; see {args.run_dir}/<run>.log", 1)

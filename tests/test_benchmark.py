@@ -334,6 +334,23 @@ EXPERIMENTS = {{"tiny": Experiment(*[""] * 6, [], ["test/pendulum/random-v0"], 1
     assert again.stdout.count("finished") == 3
 
 
+def test_arms_of_a_failed_offline_phase_are_not_begun():
+    Path("benchmark").mkdir()
+    for name in ("sweep.py", "plot.py"):
+        Path("benchmark", name).write_text((BENCHMARK / name).read_text())
+    source = (BENCHMARK / "experiments.py").read_text()
+    source += """
+ARMS = {"a": "stub.py", "b": "stub.py"}
+EXPERIMENTS = {"tiny": Experiment(*[""] * 6, [], ["test/x/y-v0"], 1, "stub.py", ARMS)}
+"""
+    Path("benchmark/experiments.py").write_text(source)
+    words = [sys.executable, "benchmark/sweep.py", "tiny", "--run-dir", "runs"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert done.stderr.count("(status 2)") == 1, done.stderr  # the stub knows no --online-steps
+    assert done.stderr.count("(not begun)") == 2, done.stderr
+
+
 def test_experiments_name_what_exists():
     for name, experiment in EXPERIMENTS.items():
         for command in (experiment.offline, *experiment.arms.values()):

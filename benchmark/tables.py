@@ -57,7 +57,7 @@ class Run:
     scores: dict[int, float] = dataclasses.field(default_factory=dict)  # of the deployed policy
     learner: dict[int, float] = dataclasses.field(default_factory=dict)  # of the learner alone
     returns: list[float] = dataclasses.field(default_factory=list)  # training episodes, in order
-    at_switch: float = math.nan  # return of the evaluation at the switch
+    evaluated: dict[int, float] = dataclasses.field(default_factory=dict)  # returns, not scores
     seconds: float = math.nan
     machine: str = ""
 
@@ -79,8 +79,8 @@ def read(name: str) -> Runs:
         run = run_of(row)
         scores = run.learner if row["policy"] == "learner" else run.scores
         scores[int(row["step"])] = float(row["score"])
-        if row["step"] == "0":
-            run.at_switch = float(row["return"])
+        if row["policy"] == "actor":
+            run.evaluated[int(row["step"])] = float(row["return"])
         if row["machine"]:
             run.machine = row["machine"]
             run.seconds = float(row["seconds"])
@@ -89,7 +89,12 @@ def read(name: str) -> Runs:
     return runs
 
 
-# ---- what is measured: a number of one run, given all arms of its seed
+def at_switch(values: dict[int, float]) -> float:
+    """Mean over the last five evaluations of an offline phase: a single one says little."""
+    return statistics.fmean([values[step] for step in sorted(values) if step <= 0][-5:])
+
+
+# ---- what is measured: a number of one run, given all arms of its seed, and "offline"
 
 
 def mean_online_score(run: Run, arms: dict[str, Run]) -> float:
@@ -121,13 +126,13 @@ def lowest_ten(run: Run, arms: dict[str, Run]) -> float:
 def lowest_of_switch(run: Run, arms: dict[str, Run]) -> float:
     """Lowest mean return of ten training episodes in a row, in percent of that at the switch."""
     means = [statistics.fmean(run.returns[i : i + 10]) for i in range(len(run.returns) - 9)]
-    return 100 * min(means) / run.at_switch
+    return 100 * min(means) / at_switch(arms["offline"].evaluated)
 
 
 def change_in_warmup(run: Run, arms: dict[str, Run]) -> float:
     """Mean score of the evaluations in the 5,000 steps without an update, minus that before."""
     scores = [score for step, score in run.scores.items() if 0 < step <= 5000]
-    return statistics.fmean(scores) - run.scores[0]
+    return statistics.fmean(scores) - at_switch(arms["offline"].scores)
 
 
 # ---- preconditions: a sentence and whether it holds, per data set
@@ -162,7 +167,7 @@ def succeed(least: float):
     """At least such a score at the switch (in mazes, success in per cent)."""
 
     def check(name: str, dataset: str, runs: Runs) -> tuple[str, bool]:
-        score = statistics.fmean(run.scores[0] for run in runs[dataset, "offline"].values())
+        score = statistics.fmean(at_switch(run.scores) for run in runs[dataset, "offline"].values())
         return f"a score of {score:.0f} at the switch", score >= least
 
     return check
@@ -190,7 +195,7 @@ def near_the_data(name: str, dataset: str, runs: Runs) -> tuple[str, bool]:
     """The offline score is within 10 of the behaviour's."""
     path = ROOT / "datasets" / dataset / "data/metadata.json"
     behaviour = json.loads(path.read_text())["o2o_behaviour_score"]
-    score = statistics.fmean(run.scores[0] for run in runs[dataset, "offline"].values())
+    score = statistics.fmean(at_switch(run.scores) for run in runs[dataset, "offline"].values())
     words = f"a score of {score:.0f} at the switch, the data's is {behaviour:.0f}"
     return words, abs(score - behaviour) <= 10
 
@@ -216,7 +221,8 @@ def measured(experiment: Experiment, runs: Runs, dataset: str) -> dict[str, dict
     found: dict[str, dict[int, float]] = {}
     for arm in experiment.arms:
         for seed, run in sorted(runs.get((dataset, arm), {}).items()):
-            arms = {other: runs.get((dataset, other), {}).get(seed) for other in experiment.arms}
+            known = [*experiment.arms, "offline"]
+            arms = {other: runs.get((dataset, other), {}).get(seed) for other in known}
             if run.scores and None not in arms.values():  # seeds that have every arm
                 found.setdefault(arm, {})[seed] = measure(run, arms)
     return found

@@ -680,10 +680,11 @@ def test_the_aggregate_is_the_interquartile_mean():
 
 def claim(differences: list[float], holds: bool = True, margin: float = 0.0) -> str:
     """The verdict on an experiment with one run per arm and seed."""
-    runs = {("d", "a"): {}, ("d", "b"): {}}
+    runs = {("d", "a"): {}, ("d", "b"): {}, ("d", "offline"): {}}
     for seed, value in enumerate(differences):
         runs["d", "a"][seed] = tables.Run(scores={0: 0.0, 1: 50.0 + value})
         runs["d", "b"][seed] = tables.Run(scores={0: 0.0, 1: 50.0})
+        runs["d", "offline"][seed] = tables.Run(scores={0: 0.0})
     words = [
         "",
         "",
@@ -721,12 +722,13 @@ def test_measures():
         returns=[0.0] * 5 + [1.0] * 15,
     )
     arms = {"guide": tables.Run(returns=[2.0, 2.0])}
+    values = {-6: 1000.0, -4: 1.0, -3: 2.0, -2: 3.0, -1: 4.0, 0: 15.0}  # the last five: mean 5
+    arms["offline"] = tables.Run(scores=values, evaluated=values)
     assert tables.mean_online_score(run, arms) == 50.0
     assert tables.training_success(run, arms) == 75.0
     assert tables.training_return(run, arms) == 0.75
     assert tables.lowest_ten(run, arms) == 25.0  # five of the first ten, half as good as the guide
-    assert tables.change_in_warmup(run, arms) == 20.0
-    run.at_switch = 5.0
+    assert tables.change_in_warmup(run, arms) == 25.0
     assert tables.lowest_of_switch(run, arms) == 10.0
 
 

@@ -25,6 +25,7 @@ import math
 import re
 import statistics
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -399,22 +400,28 @@ def draw(name: str) -> None:
     """Curves of an experiment and, below them, its paired differences."""
     experiment, runs = EXPERIMENTS[name], read(name)
     columns = len(experiment.datasets)
-    size = (5.2 * columns, 5.7)
+    size = (6.4 * columns, 7.2)
     fig, axes = plt.subplots(2, columns, figsize=size, squeeze=False, layout="constrained")
     for column, dataset in enumerate(experiment.datasets):
         numbers = measured(experiment, runs, dataset)
-        curves = {
-            arm: {seed: runs[dataset, arm][seed].scores for seed in seeds}
-            for arm, seeds in numbers.items()
-        }
-        colors = plot.colors_of(experiment.arms)
-        plot.draw_curves(axes[0, column], curves, colors)
-        axes[0, column].set(title=dataset, xlabel="environment steps", ylabel="score")
+        curves = {}
+        if numbers:
+            seeds = next(iter(numbers.values()))
+            curves["offline"] = {seed: runs[dataset, "offline"][seed].scores for seed in seeds}
+        for arm, seeds in numbers.items():
+            curves[arm] = {seed: runs[dataset, arm][seed].scores for seed in seeds}
+        colors = {"offline": "black"} | plot.colors_of(experiment.arms)
+        ax = axes[0, column]
+        plot.draw_curves(ax, curves, colors)
+        ax.set(xlabel="gradient steps | environment steps", ylabel="score")
+        place = {"loc": "lower center", "bbox_to_anchor": (0.3, 1.0), "ncols": 2}
+        ax.legend(**place, frameon=False, fontsize="small", title=dataset)
         pairs = {
             " − ".join(filter(None, pair)): difference(numbers, pair) for pair in experiment.pairs
         }
         plot.draw_differences(axes[1, column], pairs, plot.colors_of(pairs))
-        axes[1, column].set(xlabel=experiment.measure.replace("_", " "))
+        words = textwrap.fill(f"differences of: {experiment.metric}", 50)
+        axes[1, column].set(xlabel=words)
     for form in ("png", "svg"):
         plot.save(fig, ROOT / f"docs/evidence_{name}.{form}", form)
     plt.close(fig)

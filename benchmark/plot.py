@@ -395,5 +395,6 @@ if __name__ == "__main__":
         main(read_flags(Args, stop, description=__doc__))
         sys.stdout.flush()
     except OSError as error:
-        os.close(1)  # else Python fails again at its exit
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # else Python fails again at its exit
         stop(f"cannot print: {error.strerror}")

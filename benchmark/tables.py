@@ -39,7 +39,17 @@ RESULTS = ROOT / "benchmark/results"
 # Figures of the scripts' pages: name -> CSV, whose evaluations.
 FIGURES = {
     name: (f"{name}.csv", "actor")
-    for name in ("cal_ql", "demo", "iql", "iql_default", "jsrl_finetune", "o3f", "pex", "wsrl")
+    for name in (
+        "awac",
+        "cal_ql",
+        "demo",
+        "iql",
+        "iql_default",
+        "jsrl_finetune",
+        "o3f",
+        "pex",
+        "wsrl",
+    )
 }
 FIGURES["jsrl_finetune_learner"] = ("jsrl_finetune.csv", "learner")
 BLOCK = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)

@@ -258,7 +258,9 @@ def test_a_shell_without_stdout_home_or_git(tmp_path):
     assert Path("runs/bare/summary.json").exists()
 
 
-def test_a_plot_that_cannot_be_printed():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_plot_that_cannot_be_printed(monkeypatch, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     data()
     folder = stopped()
     command = [ROOT / "benchmark/plot.py", folder, "--out", "curve.png"]

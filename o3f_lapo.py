@@ -58,8 +58,8 @@ our deviations:
  6. Online critics score the candidates; b is not among them and is clipped first (LAPO's code
     leaves that to the environment). b is not drawn: LAPO's policy is deterministic.
  7. Settings. Pointmaze has antmaze's with maze2d's beta; Adroit, which LAPO did not run, has
-    kitchen's; sigma of these is ours. Budgets are ours: of
-    locomotion and pointmaze for a CPU, of all others the 500k steps that O3F shows for halfcheetah.
+    kitchen's; sigma of these is ours. So are the budgets: those of locomotion and pointmaze are for
+    a CPU, all others have the 500k steps online that O3F shows for halfcheetah.
  8. Mazes: observations hold the desired goal too; episodes end at the first success, in data and
     environment. The last transition of a timed-out episode is kept.
  9. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.

@@ -33,8 +33,9 @@ What does not change: observations are standardized with the mean and deviation 
 Parent: none, the root of its family. (docs/td3_c.md)
 
 Deviations. No code of the authors is known, and of the paper only its abstract and beginning could
-be read. Theirs is that the policy is held near its target network; 1 to 3 are our completion. 4 to
-8 are about the offline phase, and are deviations from TD3+BC's code (github.com/sfujim/TD3_BC).
+be read. That each step is constrained is theirs; that the constraint is the distance to the target
+network is how we understand it, and 1 to 3 complete it. 4 to 8 are about the offline phase, and are
+deviations from TD3+BC's code (github.com/sfujim/TD3_BC).
  1. The constraint's form: gap, epsilon, multiplier, its start and step size, the order of steps.
  2. The division by c in td3 and td3c. TD3's loss is -E[Q_1]. A constant factor hardly changes what
     Adam does, but beside m D it matters.

@@ -513,7 +513,7 @@ def main(args: Args) -> None:
     if run.phase == "offline":
         run.evaluate(agent.act, eval_env)
         run.end_offline()
-    if run.step == 0:  # later checkpoints hold the result
+    if run.step == 0:  # a run resumed later has this behind it
         if not args.load_critic:
             agent.restart(Critic, [agent.critic, agent.critic_target])
         if not args.load_policy:

@@ -31,7 +31,7 @@ class Experiment:
     refuted: str  # what would refute it
     precondition: str  # what must hold before it can show
     metric: str  # what is compared, paired by seed
-    measure: str  # the function of benchmark/tables.py that computes it
+    measure: str  # its name among MEASURES of benchmark/tables.py
     pairs: list[tuple[str, str]]  # arms to compare; the first pair decides the claim
     datasets: list[str]
     seeds: int  # 0, 1, ...

@@ -118,7 +118,8 @@ class Job:
         return f"$ {shlex.join(['python', *self.command])}"
 
     @property
-    def finished(self) -> bool:
+    def complete(self) -> bool:
+        """Has its run come to its end, and has what the probe measures been measured?"""
         probed = not self.probe or (self.folder / "probe.json").exists()
         return probed and finished(self.folder)
 
@@ -130,7 +131,9 @@ def stop(message: str, status: int = 2) -> None:
 
 
 def read_flags(kind: type, stop, **options):
-    """What the command line says, read by tyro; `stop` gets what it says of a mistake."""
+    """What the command line says, read by tyro; `stop` gets what it says of a mistake.
+
+    As iql.read_flags, which would have to import torch."""
     heard = io.StringIO()
     try:
         with contextlib.redirect_stderr(heard):
@@ -286,7 +289,7 @@ def write_results(args: Args, jobs: list[Job]) -> None:
     probe = None
     if any(job.probe for job in jobs):
         probe = args.out.with_name(f"{args.out.stem}_probe.csv")
-    jobs = [job for job in jobs if job.finished]
+    jobs = [job for job in jobs if job.complete]
     tables = [
         (args.out, read_run, [*COLUMNS, *ABOUT]),
         (args.losses, read_losses, COLUMNS[:6]),
@@ -346,7 +349,7 @@ def execute(job: Job, threads: int, here: str) -> int:
     status = 0
     if not finished(job.folder):
         status = train(job, threads, here)
-    if status == 0 and not job.finished:
+    if status == 0 and not job.complete:
         script, *flags = shlex.split(job.probe)
         command = [str(ROOT / script), str(job.folder / "offline.pt"), *flags]
         command += ["--out", str(job.folder / "probe.json")]
@@ -479,7 +482,7 @@ def steps_of(job: Job) -> float:
 
 def cost(job: Job, jobs: list[Job]) -> float:
     """Seconds that a run takes: as finished ones of its arm, else by what a step usually takes."""
-    alike = [other for other in jobs if other.tag == job.tag and other.finished]
+    alike = [other for other in jobs if other.tag == job.tag and other.complete]
     if alike:
         files = [other.folder / "summary.json" for other in alike]
         taken = [json.loads(file.read_text()).get("seconds_total") for file in files]
@@ -497,7 +500,7 @@ def overview(jobs: list[Job]) -> None:
     print(f"{'arm':40}{'runs':>6}{'finished':>10}{'steps each':>12}  still to do")
     for tag in dict.fromkeys(job.tag for job in jobs):
         arm = [job for job in jobs if job.tag == tag]
-        rest = [job for job in arm if not job.finished]
+        rest = [job for job in arm if not job.complete]
         steps = steps_of(arm[0])
         word = "default" if steps != steps else f"{steps:,}"
         left = hours(sum(cost(job, jobs) for job in rest))
@@ -512,7 +515,7 @@ def work(args: Args, jobs: list[Job]) -> None:
         check_header(job.folder, job.header)
     write_results(args, jobs)  # what cannot be read or written shows before any run begins
     for job in jobs:
-        if job.finished:
+        if job.complete:
             print(f"finished  {job.folder.name}", flush=True)
     slots = {} if args.address else {"num_cpus": args.jobs * args.threads}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning
@@ -543,7 +546,7 @@ def work(args: Args, jobs: list[Job]) -> None:
             word = f"status {ray.get(ready[0])}"
         except ray.exceptions.RayError as error:
             word = type(error).__name__
-        if job.finished:
+        if job.complete:
             done.add(job.folder.name)
         else:
             failed.append(f"{job.folder.name} ({word})")

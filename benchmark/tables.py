@@ -146,6 +146,20 @@ def change_in_warmup(run: Run, arms: dict[str, Run]) -> float:
     return statistics.fmean(scores) - at_switch(arms["offline"].scores)
 
 
+MEASURES = {
+    function.__name__: function
+    for function in (
+        mean_online_score,
+        mean_online_learner,
+        training_success,
+        training_return,
+        lowest_ten,
+        lowest_of_switch,
+        change_in_warmup,
+    )
+}
+
+
 # ---- preconditions: a sentence and whether it holds, per data set
 
 
@@ -228,7 +242,7 @@ PRECONDITIONS = {
 
 def measured(experiment: Experiment, runs: Runs, dataset: str) -> dict[str, dict[int, float]]:
     """The experiment's measure of every run online: {arm: {seed: number}}."""
-    measure = globals()[experiment.measure]
+    measure = MEASURES[experiment.measure]
     found: dict[str, dict[int, float]] = {}
     for arm in experiment.arms:
         for seed, run in sorted(runs.get((dataset, arm), {}).items()):

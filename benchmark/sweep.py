@@ -55,7 +55,7 @@ if __name__ == "__main__":  # the imports below take seconds
     signal.signal(signal.SIGTERM, interrupted)
 
 import tyro
-from experiments import EXPERIMENTS, SECONDS_PER_STEP
+from experiments import EXPERIMENTS, SECONDS_PER_STEP, offline_tag
 from filelock import FileLock, Timeout
 
 with contextlib.suppress(ImportError):  # plot.py reads tables without it
@@ -448,7 +448,7 @@ def plan(args: Args, extra: list[str]) -> list[Job]:
             jobs.append(make_job(args, args.what, dataset, seed, args.tag, extra))
             continue
         script, *flags = shlex.split(experiment.offline)
-        tag = f"{args.what}-offline"
+        tag = offline_tag(args.what)
         flags += ["--online-steps", "0"]
         first = make_job(args, str(ROOT / script), dataset, seed, tag, flags)
         first.probe = experiment.probe

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import plot
-from experiments import EXPERIMENTS, Experiment
+from experiments import EXPERIMENTS, Experiment, offline_tag
 from sweep import read_flags, read_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +83,8 @@ def read(name: str) -> Runs:
     runs: Runs = {}
 
     def run_of(row: dict[str, str]) -> Run:
-        arm = row["tag"].removeprefix(f"{name}-")
+        is_offline = name in EXPERIMENTS and row["tag"] == offline_tag(name)
+        arm = "offline" if is_offline else row["tag"].removeprefix(f"{name}-")
         return runs.setdefault((row["dataset"], arm), {}).setdefault(int(row["seed"]), Run())
 
     for row in read_table(RESULTS / f"{name}.csv"):
@@ -206,7 +207,7 @@ def values_are_settled(name: str, dataset: str, runs: Runs) -> tuple[str, bool]:
         own = {
             int(row["step"]): row
             for row in rows
-            if row["seed"] == seed and row["tag"] == f"{name}-offline"
+            if row["seed"] == seed and row["tag"] == offline_tag(name)
         }
         last, before = float(own[0]["q"]), float(own[-2000]["q"])
         moved.append(abs(last / before - 1))

@@ -364,6 +364,8 @@ def test_experiments_name_what_exists():
             assert (ROOT / experiment.probe.split()[0]).is_file(), name
         for dataset in experiment.datasets:
             assert (ROOT / "datasets" / dataset).is_dir(), (name, dataset)
+        if experiment.shares:
+            assert EXPERIMENTS[experiment.shares].offline == experiment.offline, name
 
 
 def test_the_arguments_of_a_run_stand_in_its_first_row():

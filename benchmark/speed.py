@@ -18,6 +18,7 @@ the update), as the time of its steps less that of the bare environment for the 
 """
 
 import copy
+import csv
 import os
 import sys
 import tempfile
@@ -35,6 +36,8 @@ import torch.nn.functional as F
 from minari.data_collector import EpisodeBuffer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from sweep import machine, read_table
+
 import iql
 import o3f
 
@@ -53,6 +56,8 @@ class Args:
     """measure the online steps of o3f.py instead: act, environment, buffer and update"""
     load: int = 0
     """measure the loader instead, on this many transitions"""
+    out: Path | None = None
+    """a CSV that receives the milliseconds of every block"""
 
 
 def mlp(in_dim: int, out_dim: int) -> nn.Sequential:
@@ -113,6 +118,28 @@ def spread(values) -> str:
     return " | ".join(f"{value:.2f}" for value in np.percentile(values, [0, 50, 100]))
 
 
+def report(args, program: str, milliseconds: dict[str, list[float]]) -> None:
+    """Print milliseconds and ratios (time of the first contestant / time of this one); write args.out."""
+    print(f"\n{program}, ms; ratio: time of the first / time of this one")
+    print("| | ms min | median | max | ratio min | median | max |\n|---|---|---|---|---|---|---|")
+    first = next(iter(milliseconds.values()))
+    for name, ms in milliseconds.items():
+        print(f"| {name} | {spread(ms)} | {spread(np.divide(first, ms))} |")
+    if args.out is None:
+        return
+    rows = [row for row in read_table(args.out) if row["program"] != program]
+    about = {"machine": machine(args.threads), "load": f"{os.getloadavg()[0]:.1f}"}
+    about |= {"torch": torch.__version__}
+    for name, ms in milliseconds.items():
+        for block, value in enumerate(ms):
+            row = {"program": program, "name": name, "block": block, "ms": f"{value:.4g}"}
+            rows.append(row | about)
+    with open(args.out, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[-1]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def seconds(function, times: int) -> float:
     """Mean time of a call."""
     start = time.perf_counter()
@@ -122,7 +149,7 @@ def seconds(function, times: int) -> float:
 
 
 def time_updates(args: Args, columns: dict[str, np.ndarray], agent: iql.Agent) -> None:
-    """Print milliseconds per update and ratios."""
+    """Milliseconds per update."""
     buffer, twin = iql.ReplayBuffer(columns, 0, CPU), Twin(columns, agent.args)
     ours = lambda: agent.update(buffer.sample(agent.args.batch_size))  # noqa: E731
     contestants = {"twin, highest": twin.update, "iql.py, highest": ours, "iql.py, medium": ours}
@@ -135,16 +162,11 @@ def time_updates(args: Args, columns: dict[str, np.ndarray], agent: iql.Agent) -
             )  # as iql.set_up does; a port does not
             ms = 1000 * seconds(contestants[name], args.updates_per_block if block >= 0 else 20)
             milliseconds[name] += [ms] * (block >= 0)  # block -1 warms up
-    print(
-        f"\nms per update; speed, as a multiple of the twin's ({args.blocks} blocks of {args.updates_per_block} updates)"
-    )
-    print("| | ms min | median | max | speed min | median | max |\n|---|---|---|---|---|---|---|")
-    for name, ms in milliseconds.items():
-        print(f"| {name} | {spread(ms)} | {spread(np.divide(milliseconds['twin, highest'], ms))} |")
+    report(args, "iql.py", milliseconds)
 
 
 def time_online_steps(args: Args, columns: dict[str, np.ndarray], agent: iql.Agent, task) -> None:
-    """Print microseconds per step of the online loop without its update, and of the bare environment."""
+    """Milliseconds per step of the online loop without its update, and of the bare environment."""
     steps, buffer = (
         args.updates_per_block,
         iql.ReplayBuffer(columns, (args.blocks + 1) * args.updates_per_block, CPU),
@@ -191,19 +213,15 @@ def time_online_steps(args: Args, columns: dict[str, np.ndarray], agent: iql.Age
         name: [1e6 * seconds(part, steps) for _ in range(args.blocks)]
         for name, part in parts.items()
     }
-    print(
-        f"\nmicroseconds per online step on {task.id}, without the update ({args.blocks} blocks of {steps} steps)"
-    )
-    print("| | min | median | max |\n|---|---|---|---|")
-    for name, values in micros.items():
-        print(f"| {name} | {spread(values)} |")
+    milliseconds = {name: [value / 1000 for value in values] for name, values in micros.items()}
+    report(args, "iql.py, online step without its update", milliseconds)
 
 
 def time_o3f(args: Args, columns: dict[str, np.ndarray], task) -> None:
-    """Print milliseconds per online step, update included, of iql.py and o3f.py with 5 critics, and their ratio."""
-    milliseconds = {"iql.py, 5 critics": [], "o3f.py": []}
+    """Milliseconds per online step, update included, of o3f.py and iql.py with 5 critics."""
+    milliseconds = {"o3f.py": [], "iql.py, 5 critics": []}
     loops = {}
-    for name, script in zip(milliseconds, (iql, o3f)):
+    for name, script in zip(milliseconds, (o3f, iql)):
         settings = script.Args(num_critics=5)
         agent = script.Agent(columns["obs"].shape[1], columns["actions"].shape[1], settings, CPU)
         loops[name] = (
@@ -234,14 +252,7 @@ def time_o3f(args: Args, columns: dict[str, np.ndarray], task) -> None:
             milliseconds[name] += [
                 1000 * (time.perf_counter() - start) / args.updates_per_block
             ] * (block >= 0)
-    print(
-        f"\nms per online step on {task.id} ({args.blocks} blocks of {args.updates_per_block} steps); cost in iql.py's"
-    )
-    print("| | ms min | median | max | cost min | median | max |\n|---|---|---|---|---|---|---|")
-    for name, ms in milliseconds.items():
-        print(
-            f"| {name} | {spread(ms)} | {spread(np.divide(ms, milliseconds['iql.py, 5 critics']))} |"
-        )
+    report(args, "o3f.py, online step", milliseconds)
 
 
 def time_loading(transitions: int) -> None:

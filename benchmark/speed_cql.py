@@ -25,7 +25,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from speed import seconds, spread
+from speed import report, seconds
 
 import cal_ql
 import wsrl
@@ -43,6 +43,8 @@ class Args:
     """updates (online steps with --wsrl) of a block"""
     wsrl: bool = False
     """measure wsrl.py instead"""
+    out: Path | None = None
+    """a CSV that receives the milliseconds of every block"""
 
 
 def mlp(in_dim: int, out_dim: int, layers: int) -> nn.Sequential:
@@ -207,8 +209,8 @@ def products(args: wsrl.Args) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return found
 
 
-def race(args: Args, contestants: dict[str, tuple[str, object]], unit: str) -> None:
-    """Print milliseconds of each contestant, and the first one's time in multiples of the others'."""
+def race(args: Args, contestants: dict[str, tuple[str, object]], program: str) -> None:
+    """Let all take turns in short blocks, and report."""
     names = list(contestants)
     milliseconds = {name: [] for name in names}
     for block in range(-1, args.blocks):
@@ -218,12 +220,7 @@ def race(args: Args, contestants: dict[str, tuple[str, object]], unit: str) -> N
             torch.set_flush_denormal(not name.startswith("twin"))
             ms = 1000 * seconds(call, args.updates_per_block if block >= 0 else 3)
             milliseconds[name] += [ms] * (block >= 0)  # block -1 warms up
-    print(
-        f"\n{unit} ({args.blocks} blocks of {args.updates_per_block}); ratio: time of the first / time of this one"
-    )
-    print("| | ms min | median | max | ratio min | median | max |\n|---|---|---|---|---|---|---|")
-    for name, ms in milliseconds.items():
-        print(f"| {name} | {spread(ms)} | {spread(np.divide(milliseconds[names[0]], ms))} |")
+    report(args, program, milliseconds)
 
 
 def main(args: Args) -> None:
@@ -249,19 +246,19 @@ def main(args: Args) -> None:
             "wsrl.py, medium": ("medium", ours),
             "products alone, medium": ("medium", bare),
         }
-        race(args, contestants, "ms for the updates of one online step")
+        race(args, contestants, "wsrl.py, medium")
         contestants = {
             "wsrl.py, highest": ("highest", ours),
             "products alone, highest": ("highest", bare),
         }
-        race(args, contestants, "ms for the updates of one online step")
+        race(args, contestants, "wsrl.py, highest")
         return
     settings = cal_ql.Args(critic_layers=3, lagrange=True)
     agent, twin, batch = cal_ql.Agent(OBS, ACT, settings, CPU), Twin(settings), make_batch(256)
     ours = lambda: agent.update(batch)  # noqa: E731
     contestants = {"twin, highest": ("highest", lambda: twin.update(batch))}
     contestants |= {"cal_ql.py, highest": ("highest", ours), "cal_ql.py, medium": ("medium", ours)}
-    race(args, contestants, "ms per update")
+    race(args, contestants, "cal_ql.py")
 
 
 if __name__ == "__main__":

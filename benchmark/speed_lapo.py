@@ -36,6 +36,8 @@ class Args:
     """turns; each gives one ratio"""
     updates_per_block: int = 20
     """updates of a block"""
+    out: Path | None = None
+    """a CSV that receives the milliseconds of every block"""
 
 
 def mlp(in_dim: int, out_dim: int) -> nn.Sequential:
@@ -112,7 +114,7 @@ def main(args: Args) -> None:
     contestants = {"twin, highest": ("highest", lambda: twin.update(batch))}
     contestants |= {"o3f_lapo.py, highest": ("highest", ours)}
     contestants |= {"o3f_lapo.py, medium": ("medium", ours)}
-    race(args, contestants, "ms per update of critics and value")
+    race(args, contestants, "o3f_lapo.py")
 
 
 if __name__ == "__main__":

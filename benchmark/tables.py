@@ -53,6 +53,10 @@ FIGURES = {
 }
 FIGURES["jsrl_finetune_learner"] = ("jsrl_finetune.csv", "learner")
 BLOCK = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
+NUMBER = re.compile(r"(?<![\w.])(?<!\w-)\d[\d,_]*(?:\.\d+)?(?!\w)")
+RESULTS_AT_TOP = re.DOTALL | re.MULTILINE
+VERSIONS = re.compile(r"PyTorch [\d.]+|\d{4}-\d\d-\d\d|\]\(.*?\)")  # and where links lead
 
 
 @dataclass
@@ -383,6 +387,45 @@ def last_ten_table(file: str) -> list[str]:
     return lines
 
 
+def losses_table(file: str, *columns: str) -> list[str]:
+    """What the runs logged last, before the switch and before their end: lowest to highest seed."""
+    runs: dict[tuple[str, ...], dict[str, dict[str, dict[str, str]]]] = {}
+    for row in read_table(RESULTS / file):  # in the order of their steps: the last one stays
+        run = (f"{row['script'].removesuffix('.py')} {row['tag']}".strip(), row["dataset"])
+        runs.setdefault(run, {}).setdefault(row["phase"], {})[row["seed"]] = row
+    titles = [f"`{column}` at the switch | at the end" for column in columns]
+    lines = [f"| script | data set | {' | '.join(titles)} |", f"|{'---|' * (2 + 2 * len(columns))}"]
+    for run, phases in runs.items():
+        cells = list(run)
+        for column in columns:
+            for phase in ("offline", "online"):
+                rows = phases.get(phase, {}).values()
+                values = sorted(float(row[column]) for row in rows if row[column])
+                ends = [
+                    f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" for value in values
+                ]
+                cells.append(" to ".join(dict.fromkeys(ends[:1] + ends[-1:])) or "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def speed_table(*words: str) -> list[str]:
+    """Milliseconds of all blocks of a race, and ratios to its first contestant in the same block."""
+    program = " ".join(words)
+    times: dict[str, dict[str, float]] = {}
+    for row in read_table(RESULTS / "speed.csv"):
+        if row["program"] == program:
+            times.setdefault(row["name"], {})[row["block"]] = float(row["ms"])
+    first = next(iter(times.values()))
+    lines = ["| | ms min | median | max | ratio min | median | max |", f"|{'---|' * 7}"]
+    for name, blocks in times.items():
+        cells = []
+        for values in (blocks.values(), [first[block] / ms for block, ms in blocks.items()]):
+            cells += [min(values), statistics.median(values), max(values)]
+        lines.append(f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
+    return lines
+
+
 def soak_table() -> list[str]:
     """Sums over all scripts."""
     rows = read_table(RESULTS / "soak.csv")
@@ -414,8 +457,38 @@ def table(words: str) -> list[str]:
     kind, *rest = words.split()
     makers = {"runs": runs_table, "demo": demo_table, "claims": claims_table}
     makers |= {"last-ten": last_ten_table, "soak": soak_table}
+    makers |= {"losses": losses_table, "speed": speed_table}
     makers |= {"costs": costs_table, "experiment": experiment_table}
     return makers[kind](*rest)
+
+
+# ---- running text
+
+
+def untraced(page: str) -> list[str]:
+    """Numbers that stand neither in a table made here nor in a command: of a page's results.
+
+    Results are what follows "## Measured", and the lines "Here" and "Cost" at the top.
+
+    A number of the text may be a rounded one of a table. Counts up to 20 need no source.
+    """
+    _, _, text = page.partition("\n## Measured\n")
+    text += "".join(re.findall(r"^- \*\*(?:Here|Cost):\*\*.*?(?=\n- |\n\n)", page, RESULTS_AT_TOP))
+    tables = "\n".join(found[0] for found in BLOCK.finditer(page))
+    commands = "\n".join(CODE.findall(page))
+    known = [abs(number_of(word)) for word in NUMBER.findall(tables)]
+    known += [abs(number_of(word)) for word in NUMBER.findall(commands)]
+    found = []
+    for word in NUMBER.findall(CODE.sub("", VERSIONS.sub("", BLOCK.sub("", text)))):
+        number, digits = abs(number_of(word)), len(word.partition(".")[2])
+        small = number <= 20 and digits == 0
+        if not small and all(round(value, digits) != number for value in known):
+            found.append(word)
+    return found
+
+
+def number_of(word: str) -> float:
+    return float(re.sub("[,_]", "", word))
 
 
 # ---- figures
@@ -462,7 +535,7 @@ def draw_page(name: str) -> None:
 
 
 def main(args: Args) -> None:
-    differing = []
+    differing, bad = [], []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         before = page.read_text()
         after = BLOCK.sub(
@@ -472,9 +545,14 @@ def main(args: Args) -> None:
             differing.append(str(page.relative_to(ROOT)))
             if not args.check:
                 page.write_text(after)
+        words = untraced(after)
+        if words:
+            bad.append(f"{page.relative_to(ROOT)}: {', '.join(words)}")
     print(f"changed: {', '.join(differing) or 'nothing'}")
+    if bad:
+        print("numbers that stand in no table of their page:", *bad, sep="\n  ")
     if args.check:
-        sys.exit(bool(differing))
+        sys.exit(bool(differing or bad))
     for name in FIGURES:
         draw_page(name)
     for name in EXPERIMENTS:

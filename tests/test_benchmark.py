@@ -734,6 +734,17 @@ def test_measures():
     assert tables.lowest_of_switch(run, arms) == 10.0
 
 
+def test_numbers_in_running_text_stand_in_a_table():
+    table = "<!-- table: runs x.csv -->\n| a | 12.34 | -50.6 |\n<!-- end of table -->\n"
+    here = "- **Here:** it gains 12.3 points.\n- **Cost:** 12.34 hours.\n\n"
+    page = f"{here}Its paper says 77.7.\n## Measured\n{table}```bash\n--steps 5000\n```\nIt ends "
+    for text in ("at −51", "at 12.3 after 5,000 steps", "at 12 of 20", "2026-11-25, PyTorch 2.1"):
+        assert tables.untraced(f"{page}{text}.") == [], text
+    for text, number in (("at 13.3", "13.3"), ("12.35", "12.35"), ("after 6,000 steps", "6,000")):
+        assert tables.untraced(f"{page}{text}.") == [number], text
+    assert tables.untraced(page.replace("gains 12.3", "gains 12.4")) == ["12.4"]
+
+
 def test_the_docs_hold_what_the_csvs_say():
     done = subprocess.run([sys.executable, str(BENCHMARK / "tables.py"), "--check"])
     assert done.returncode == 0, "run: make tables"

@@ -436,7 +436,8 @@ def test_act():
 
 def test_statistics_are_those_of_the_data_and_stay():
     folder = run("--dataset-id", pendulum(), *TINY, script=td3_c)
-    args = td3_c.parse_args(["--dataset-id", "test/pendulum/random-v0", "--run-name", "other"])
+    flags = ["--dataset-id", "test/pendulum/random-v0", *TINY, "--run-name", "other"]
+    args = td3_c.parse_args(flags)
     obs = td3_c.load_data(args)[0]["obs"].astype(np.float64)
     for name in ("offline.pt", "latest.pt"):
         agent = torch.load(folder / name)["agent"]

@@ -488,6 +488,11 @@ def test_speed_of_the_cql_family(monkeypatch):
 
 def test_speed_of_lapo(monkeypatch):
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    out = tool(ROOT / "benchmark/speed_lapo.py", "--blocks", 1, "--updates-per-block", 1)
+    flags = ["--blocks", 2, "--updates-per-block", 1, "--out", "speed.csv"]
+    Path("speed.csv").write_text("program,name,block,ms\niql.py,twin,0,1\no3f_lapo.py,old,0,1\n")
+    out = tool(ROOT / "benchmark/speed_lapo.py", *flags)
     assert "| twin, highest |" in out
     assert "| 1.00 | 1.00 | 1.00 |" in out
+    rows = [line.split(",")[:2] for line in Path("speed.csv").read_text().splitlines()]
+    assert rows[1] == ["iql.py", "twin"]  # other programs keep theirs
+    assert len(rows) == 1 + 1 + 3 * 2

@@ -22,6 +22,7 @@ SECONDS_PER_STEP = {
     "porl.py": 0.2,
     "awac.py": 0.01,
     "td3_c.py": 0.006,
+    "o3f_lapo.py": 0.05,
 }
 
 
@@ -29,7 +30,7 @@ SECONDS_PER_STEP = {
 class Experiment:
     """One claim, and the runs that can tell."""
 
-    claim: str  # what is claimed
+    claim: str  # what is claimed; empty: a comparison without a claim
     paper: str  # where, and with which number
     refuted: str  # what would refute it
     precondition: str  # what must hold before it can show
@@ -62,6 +63,10 @@ WSRL = f"{CQL} --num-critics 5 {OFTEN}"
 WSRL_OFFLINE = f"wsrl.py {CQL} --num-critics 5 --offline-steps 15000 --eval-every 3000"
 CAL_QL = f"cal_ql.py {CQL} --online-steps 10000 {OFTEN}"
 IQL_OFFLINE = "iql.py --offline-steps 50000"
+LAPO = "o3f_lapo.py --batch-size 128"
+LAPO_ONLINE = f"{LAPO} --online-steps 2000 --eval-every 500 --exploration"
+SHORT = "--online-steps 10000 --eval-every 2500"
+OWN = f"--offline-steps 10000 {SHORT}"  # an offline phase of its own
 
 EXPERIMENTS = {
     "jsrl-gate": Experiment(
@@ -103,7 +108,7 @@ EXPERIMENTS = {
         claim="the search beats noise of the same size, and in mazes sigma must be small",
         paper="O3F over equal noise: +28 % on antmaze-large-diverse (LAPO), none there with IQL",
         refuted="o3f - noise: not above 0 in both mazes",
-        precondition="with critics frozen at the switch, the choice of the critics beats the policy",
+        precondition="with critics frozen at the switch, their choice beats the policy",
         metric="share of training episodes that reach the goal",
         measure="training_success",
         pairs=[("o3f", "noise"), ("o3f", "plain"), ("o3f", "o3f-0.2")],
@@ -122,7 +127,7 @@ EXPERIMENTS = {
         claim="the search beats noise of the same size",
         paper="O3F over equal noise: +14 % on halfcheetah-medium (IQL)",
         refuted="o3f - noise: not above 0",
-        precondition="with critics frozen at the switch, the choice of the critics beats the policy",
+        precondition="with critics frozen at the switch, their choice beats the policy",
         metric="mean return of the training episodes",
         measure="training_return",
         pairs=[("o3f", "noise"), ("o3f", "plain")],
@@ -265,6 +270,42 @@ EXPERIMENTS = {
             "sac": f"wsrl.py {CQL} --num-critics 2 --critic-subset 0 --warmup-steps 0 --utd-ratio 1"
             " --retain-offline-ratio 0.5 --online-steps 10000 --eval-every 500",
             "cql": f"cal_ql.py {CQL} --online-steps 10000 --eval-every 500",
+        },
+    ),
+    "lapo-search": Experiment(
+        claim="with LAPO the search beats noise of the same size",
+        paper="O3F over equal noise: halfcheetah-medium +58 %, antmaze-large-diverse +28 % (LAPO)",
+        refuted="o3f - noise: not above 0",
+        precondition="none",
+        metric="mean score over all evaluations online",
+        measure="mean_online_score",
+        pairs=[("o3f", "noise"), ("o3f", "plain")],
+        datasets=["o2o/halfcheetah/medium-v0", MAZE],
+        seeds=5,
+        offline=f"{LAPO} --offline-steps 20000 --eval-every 4000",
+        arms={name: f"{LAPO_ONLINE} {name}" for name in ("o3f", "noise", "plain")},
+    ),
+    "comparison": Experiment(
+        claim="",
+        paper="",
+        refuted="",
+        precondition="none",
+        metric="mean score over all evaluations online",
+        measure="mean_online_score",
+        pairs=[],
+        datasets=["o2o/hopper/medium-v0", "o2o/halfcheetah/medium-v0", MAZE],
+        seeds=5,
+        offline="iql.py --offline-steps 10000 --eval-every 2500",
+        arms={
+            "iql": f"iql.py {SHORT}",
+            "pex": f"pex.py {SHORT}",
+            "jsrl_finetune": f"jsrl_finetune.py {SHORT}",
+            "o3f": f"o3f.py {OWN}",
+            "awac": f"awac.py {OWN}",
+            "td3_c": f"td3_c.py {OWN}",
+            "cal_ql": f"cal_ql.py {CQL} {OWN}",
+            "wsrl": f"wsrl.py {CQL} --num-critics 5 {OWN}",
+            "porl": f"porl.py {CQL} --num-critics 5 {OWN}",
         },
     ),
 }

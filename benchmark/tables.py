@@ -337,6 +337,8 @@ def claims_table() -> list[str]:
     lines = ["| claim | the paper's | measured | effect (95 % interval) | verdict | command |"]
     lines.append(f"|{'---|' * 6}")
     for name, experiment in EXPERIMENTS.items():
+        if not experiment.claim:
+            continue
         runs, effects = read(name), []
         for dataset in experiment.datasets:
             values = difference(measured(experiment, runs, dataset), experiment.pairs[0])
@@ -350,6 +352,34 @@ def claims_table() -> list[str]:
         cells.append(f"`python benchmark/sweep.py {name}`")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def comparison_table(name: str) -> list[str]:
+    """Per data set and script: scores with intervals, and the time of one run, its offline phase included."""
+    experiment, runs = EXPERIMENTS[name], read(name)
+    lines = []
+    for dataset in experiment.datasets:
+        lines.append(f"| {dataset} | seeds | at the switch | mean online | at the end | minutes |")
+        lines.append(f"|{'---|' * 6}")
+        for arm, command in experiment.arms.items():
+            seeds = {seed: run for seed, run in runs.get((dataset, arm), {}).items() if run.scores}
+            if not seeds:
+                lines.append(f"| {arm} | 0 | not run yet | - | - | - |")
+                continue
+            online, end, before, minutes = [], [], [], []
+            for seed, run in seeds.items():
+                own = "--offline-steps" in command
+                first = run if own else runs[dataset, "offline"][seed]
+                after = [score for step, score in sorted(run.scores.items()) if step > 0]
+                online.append(statistics.fmean(after))
+                end.append(after[-1])
+                before.append(at_switch(first.scores))
+                minutes.append((run.seconds + (0 if own else first.seconds)) / 60)
+            cells = [with_interval(values) for values in (before, online, end)]
+            cells.append(f"{statistics.fmean(minutes):.0f}")
+            lines.append(f"| {arm} | {len(seeds)} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines[:-1]
 
 
 def costs_table() -> list[str]:
@@ -457,7 +487,7 @@ def table(words: str) -> list[str]:
     kind, *rest = words.split()
     makers = {"runs": runs_table, "demo": demo_table, "claims": claims_table}
     makers |= {"last-ten": last_ten_table, "soak": soak_table}
-    makers |= {"losses": losses_table, "speed": speed_table}
+    makers |= {"losses": losses_table, "speed": speed_table, "comparison": comparison_table}
     makers |= {"costs": costs_table, "experiment": experiment_table}
     return makers[kind](*rest)
 
@@ -555,8 +585,8 @@ def main(args: Args) -> None:
         sys.exit(bool(differing or bad))
     for name in FIGURES:
         draw_page(name)
-    for name in EXPERIMENTS:
-        if read(name):
+    for name, experiment in EXPERIMENTS.items():
+        if experiment.claim and read(name):
             draw(name)
 
 

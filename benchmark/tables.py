@@ -332,25 +332,43 @@ def experiment_table(name: str) -> list[str]:
     return lines[:-1]
 
 
+def effects_of(experiment: Experiment, runs: Runs) -> str:
+    """The difference that decides the claim, per data set."""
+    effects = []
+    for dataset in experiment.datasets:
+        values = difference(measured(experiment, runs, dataset), experiment.pairs[0])
+        if values:
+            family = dataset.partition("/")[2].removesuffix("-v0")
+            pair = " − ".join(filter(None, experiment.pairs[0]))
+            effect = with_interval(list(values.values()), "+")
+            effects.append(f"{pair}, {family}, {len(values)} seeds: {effect}")
+    return "<br>".join(effects) or "-"
+
+
 def claims_table() -> list[str]:
     """One row per experiment."""
     lines = ["| claim | the paper's | measured | effect (95 % interval) | verdict | command |"]
     lines.append(f"|{'---|' * 6}")
     for name, experiment in EXPERIMENTS.items():
-        if not experiment.claim:
-            continue
-        runs, effects = read(name), []
-        for dataset in experiment.datasets:
-            values = difference(measured(experiment, runs, dataset), experiment.pairs[0])
-            if values:
-                family = dataset.partition("/")[2].removesuffix("-v0")
-                pair = " − ".join(filter(None, experiment.pairs[0]))
-                effect = with_interval(list(values.values()), "+")
-                effects.append(f"{pair}, {family}, {len(values)} seeds: {effect}")
-        cells = [f"[{experiment.claim}](#{name})", experiment.paper, experiment.metric]
-        cells += ["<br>".join(effects) or "-", verdict(name, experiment, runs)]
-        cells.append(f"`python benchmark/sweep.py {name}`")
-        lines.append(f"| {' | '.join(cells)} |")
+        if experiment.claim:
+            runs = read(name)
+            cells = [f"[{experiment.claim}](#{name})", experiment.paper, experiment.metric]
+            cells += [effects_of(experiment, runs), verdict(name, experiment, runs)]
+            cells.append(f"`python benchmark/sweep.py {name}`")
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def verdicts_table() -> list[str]:
+    """The claims whose runs are complete, for the README."""
+    lines = ["| claim | here | measured | difference (95 % interval) |", f"|{'---|' * 4}"]
+    for name, experiment in EXPERIMENTS.items():
+        runs = read(name)
+        word = verdict(name, experiment, runs) if experiment.claim and runs else "open"
+        if not word.startswith("open"):
+            claim = f"[{experiment.claim}](docs/evidence.md#{name})"
+            cells = [claim, word, experiment.metric, effects_of(experiment, runs)]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -486,6 +504,7 @@ def table(words: str) -> list[str]:
     """The lines that belong below `<!-- table: words -->`."""
     kind, *rest = words.split()
     makers = {"runs": runs_table, "demo": demo_table, "claims": claims_table}
+    makers |= {"verdicts": verdicts_table}
     makers |= {"last-ten": last_ten_table, "soak": soak_table}
     makers |= {"losses": losses_table, "speed": speed_table, "comparison": comparison_table}
     makers |= {"costs": costs_table, "experiment": experiment_table}

@@ -17,7 +17,7 @@ SECONDS_PER_STEP = {
     "o3f.py": 0.010,
     "pex.py": 0.008,
     "jsrl_finetune.py": 0.008,
-    "cal_ql.py": 0.05,
+    "cal_ql.py": 0.025,
     "wsrl.py": 0.2,
     "porl.py": 0.2,
     "awac.py": 0.01,

@@ -60,7 +60,8 @@ SELDOM = "--eval-every 5000 --eval-episodes 20"  # the behaviour is measured, no
 O3F = f"o3f.py --online-steps 15000 {SELDOM} --exploration"
 CQL = "--hidden 128 --num-actions 4"
 WSRL = f"{CQL} --num-critics 5 {OFTEN}"
-WSRL_OFFLINE = f"wsrl.py {CQL} --num-critics 5 --offline-steps 15000 --eval-every 3000"
+WSRL_OFFLINE = f"wsrl.py {CQL} --num-critics 5 --offline-steps 30000 --eval-every 1000"
+WSRL_OFFLINE += " --eval-episodes 20"  # the score at the switch is the mean of the last five
 WSRL_STEPS = f"wsrl.py {CQL} --num-critics 5 --eval-every 1000 --online-steps"
 CAL_QL = f"cal_ql.py {CQL} --online-steps 10000 {OFTEN}"
 IQL_OFFLINE = "iql.py --offline-steps 50000"
@@ -171,7 +172,7 @@ EXPERIMENTS = {
         pairs=[("warm", "cold"), ("warm", "cal_ql-no-data"), ("warm", "retain")],
         datasets=[MAZE],
         seeds=5,
-        offline=f"{WSRL_OFFLINE} --eval-episodes 50",
+        offline=WSRL_OFFLINE,
         arms={
             "warm": f"wsrl.py --online-steps 10000 {WSRL}",
             "cold": f"wsrl.py --online-steps 10000 {WSRL} --warmup-steps 0",
@@ -190,7 +191,7 @@ EXPERIMENTS = {
         pairs=[("theirs", "ours")],
         datasets=["o2o/hopper/medium-v0", "o2o/halfcheetah/medium-v0"],
         seeds=5,
-        offline=f"{WSRL_OFFLINE} --eval-episodes 50",
+        offline=WSRL_OFFLINE,
         shares="wsrl-maze",
         arms={
             "ours": f"{WSRL_STEPS} 15000",
@@ -225,7 +226,7 @@ EXPERIMENTS = {
         pairs=[("presample", "random"), ("presample", "offline")],
         datasets=[MAZE, "o2o/hopper/medium-v0"],
         seeds=5,
-        offline=f"{WSRL_OFFLINE} --eval-episodes 50",
+        offline=WSRL_OFFLINE,
         shares="wsrl-maze",
         arms={
             "presample": f"porl.py --online-steps 15000 {WSRL}",

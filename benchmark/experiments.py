@@ -148,7 +148,7 @@ EXPERIMENTS = {
         paper="PEX: no drop at the switch (figures)",
         refuted="a drop of more than 5 points where a random action seldom outranks the policy's",
         precondition="that share of states, printed beside the drop, is below 5 %",
-        metric="score in the warm-up, without any update, below the score at the switch",
+        metric="score in the warm-up, without any update, minus the score at the switch",
         measure="change_in_warmup",
         pairs=[("pex", "")],
         margin=-5.0,
@@ -235,7 +235,7 @@ EXPERIMENTS = {
         },
     ),
     "td3-collapse": Experiment(
-        claim="free TD3 collapses after the switch on narrow data, the constraint removes that",
+        claim="free TD3 falls further after the switch than constrained TD3, on narrow data",
         paper="TD3-C: abstract; no number could be read",
         refuted="td3c - td3 (online-only): not above 0",
         precondition="the offline score is within 10 of the data's (42.3)",

@@ -324,6 +324,8 @@ def experiment_table(name: str) -> list[str]:
             each = " | ".join(f"{value:.1f}" for value in values.values())
             lines.append(f"| {arm} | {with_interval(list(values.values()))} | {each} |")
         for pair in experiment.pairs:
+            if not pair[1]:  # the arm itself: its row stands above
+                continue
             values = difference(numbers, pair)
             each = " | ".join(f"{value:+.1f}" for value in values.values())
             title = f"**{' − '.join(filter(None, pair))}**"
@@ -340,7 +342,9 @@ def effects_of(experiment: Experiment, runs: Runs) -> str:
         if values:
             family = dataset.partition("/")[2].removesuffix("-v0")
             pair = " − ".join(filter(None, experiment.pairs[0]))
-            effect = with_interval(list(values.values()), "+")
+            effect = with_interval(list(values.values()), "+" if experiment.pairs[0][1] else "")
+            if experiment.margin:
+                effect += f", asked for: above {experiment.margin:.0f}"
             effects.append(f"{pair}, {family}, {len(values)} seeds: {effect}")
     return "<br>".join(effects) or "-"
 
@@ -361,7 +365,7 @@ def claims_table() -> list[str]:
 
 def verdicts_table() -> list[str]:
     """The claims whose runs are complete, for the README."""
-    lines = ["| claim | here | measured | difference (95 % interval) |", f"|{'---|' * 4}"]
+    lines = ["| claim | here | measured | effect (95 % interval) |", f"|{'---|' * 4}"]
     for name, experiment in EXPERIMENTS.items():
         runs = read(name)
         word = verdict(name, experiment, runs) if experiment.claim and runs else "open"

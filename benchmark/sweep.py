@@ -519,7 +519,9 @@ def work(args: Args, jobs: list[Job]) -> None:
             print(f"finished  {job.folder.name}", flush=True)
     slots = {} if args.address else {"num_cpus": args.jobs * args.threads}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning
-    ray.init(args.address, log_to_driver=False, logging_level=logging.ERROR, **slots)
+    # "local": without it, Ray would join any cluster that happens to run on this machine.
+    address = args.address or "local"
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **slots)
     asked = []  # by signals; Ray has set handlers of its own
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: asked.append(number))

@@ -368,6 +368,12 @@ def test_experiments_name_what_exists():
             assert EXPERIMENTS[experiment.shares].offline == experiment.offline, name
 
 
+def test_a_sweep_without_address_joins_no_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # what another program may have set
+    run_sweep("--seeds", "0")
+    assert sweep.read_table(Path("results.csv"))
+
+
 def test_the_arguments_of_a_run_stand_in_its_first_row():
     old = f"{HEADER}\nstub.py,,test/x/y-v0,5,0,offline,actor,5,50,,2\n"
     Path("results.csv").write_text(old)

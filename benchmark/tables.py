@@ -299,6 +299,8 @@ def verdict(name: str, experiment: Experiment, runs: Runs) -> str:
         return f"open: {done} of {planned} pairs"
     if not testable:
         return "not testable here"
+    if shown and refuted:
+        return f"mixed: shown on {', '.join(shown)}, refuted on {', '.join(refuted)}"
     if shown:
         return "shown" if shown == testable else f"shown on {', '.join(shown)} only"
     return "refuted here" if refuted == testable else "not shown"

@@ -686,13 +686,14 @@ def test_the_aggregate_is_the_interquartile_mean():
     assert low < 3.5 < high
 
 
-def claim(differences: list[float], holds: bool = True, margin: float = 0.0) -> str:
-    """The verdict on an experiment with one run per arm and seed."""
-    runs = {("d", "a"): {}, ("d", "b"): {}, ("d", "offline"): {}}
-    for seed, value in enumerate(differences):
-        runs["d", "a"][seed] = tables.Run(scores={0: 0.0, 1: 50.0 + value})
-        runs["d", "b"][seed] = tables.Run(scores={0: 0.0, 1: 50.0})
-        runs["d", "offline"][seed] = tables.Run(scores={0: 0.0})
+def claim(*differences: list[float], holds: bool = True, margin: float = 0.0) -> str:
+    """The verdict on an experiment with one run per arm and seed; a list for each data set."""
+    runs = {}
+    for dataset, values in zip("de", differences):
+        for seed, value in enumerate(values):
+            scores = {"a": {0: 0.0, 1: 50.0 + value}, "b": {0: 0.0, 1: 50.0}, "offline": {0: 0.0}}
+            for arm, points in scores.items():
+                runs.setdefault((dataset, arm), {})[seed] = tables.Run(scores=points)
     words = [
         "",
         "",
@@ -701,7 +702,7 @@ def claim(differences: list[float], holds: bool = True, margin: float = 0.0) -> 
         "",
         "mean_online_score",
         [("a", "b")],
-        ["d"],
+        list("de"[: len(differences)]),
         4,
         "",
         {"a": "", "b": ""},
@@ -720,6 +721,11 @@ def test_verdicts():
     assert claim([5.0, 6.0, 7.0, 6.0]) == "shown"
     assert claim([5.0, 6.0, 7.0, 6.0], holds=False) == "not testable here"
     assert claim([-5.0, 6.0, 7.0, -6.0]) == "not shown"
+    above, around, below = [5.0, 6.0, 7.0, 6.0], [-5.0, 6.0, 7.0, -6.0], [-5.0, -6.0, -7.0, -6.0]
+    assert claim(above, above) == "shown"
+    assert claim(above, around) == "shown on d only"
+    assert claim(above, below) == "mixed: shown on d, refuted on e"
+    assert claim(below, around) == "not shown"
     assert claim([-5.0, -6.0, -7.0, -6.0]) == "refuted here"
     assert claim([-3.0, -2.0, -3.0, -2.0], margin=-5.0) == "shown"
 

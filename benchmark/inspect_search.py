@@ -2,14 +2,14 @@
 
     python benchmark/inspect_search.py runs/NAME/offline.pt --sigma 0.2
 
-The critics are those of a checkpoint of iql.py or o3f.py, the actions are the policy's mean
-(plain), the same with noise of size --sigma (noise), or the best of 100 such actions by the critics
-(o3f). Printed are:
+The critics are those of a checkpoint of iql.py or o3f.py, the actions are the policy's own
+(plain; a sample, as in a run, or with --center its mean), the same with noise of size --sigma
+(noise), or the best of 100 such actions by the critics (o3f). Printed are:
 
  - the success, in mazes, or else the return of whole episodes in which every action is chosen so;
  - with --states, the advantage of one such action: from states that the policy visits, it is
-   executed once, and the policy's mean follows for --horizon steps. Predicted is
-   Q(s, action) - Q(s, mean), measured the difference of the discounted, scaled rewards. (Only for
+   executed once, and the policy's own follow for --horizon steps. Predicted is
+   Q(s, action) - Q(s, plain), measured the difference of the discounted, scaled rewards. (Only for
    tasks of MuJoCo whose state is a position and a velocity, such as Hopper.)
 """
 
@@ -19,6 +19,7 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -35,6 +36,8 @@ class Args:
     """an offline.pt"""
     sigma: tuple[float, ...] = (0.2,)
     """standard deviations of the perturbations"""
+    center: Literal["sample", "mean"] = "sample"
+    """what is perturbed, of the policy"""
     episodes: int = 10
     """whole episodes for each way to choose"""
     states: int = 0
@@ -93,10 +96,10 @@ def single_actions(agent, env: gym.Env, scale: float, states: list, options: Arg
             if arm == "plain":
                 plain[number] = action, value
                 continue
-            mean, base = plain[number]
+            usual, base = plain[number]
             obs = torch.from_numpy(start[0]).expand(2, -1)
             with torch.no_grad():
-                q = agent.critic(obs, torch.stack([mean, action])).mean(0)
+                q = agent.critic(obs, torch.stack([usual, action])).mean(0)
             gains.append(((q[1] - q[0]).item(), value - base))
         if gains:
             predicted, measured = np.array(gains).T
@@ -115,7 +118,7 @@ def main(options: Args) -> None:
     state = o3f.load_checkpoint(options.checkpoint)
     known = {field.name for field in dataclasses.fields(o3f.Args)}
     trained = {name: value for name, value in state["args"].items() if name in known}
-    args = o3f.Args(**trained | {"center": "mean", "compile": False})
+    args = o3f.Args(**trained | {"center": options.center, "compile": False})
     columns, ends, task, _ = o3f.load_data(args)
     scale = args.reward_scale
     if args.normalize_returns:

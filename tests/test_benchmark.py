@@ -32,7 +32,7 @@ sys.path.insert(0, str(BENCHMARK))
 import plot
 import sweep
 import tables
-from experiments import EXPERIMENTS, Experiment
+from experiments import EXPERIMENTS, Claim, Experiment
 
 HEADER = "script,tag,dataset,seed,step,phase,policy,return,score,success,episodes"
 CONFIG = {"script": "iql.py", "dataset_id": "test/x/y-v0", "seed": 0, "beta": 3.0, "gamma": 0.99}
@@ -299,7 +299,7 @@ def test_arms_start_from_the_offline_phase_of_their_seed():
     source = (BENCHMARK / "experiments.py").read_text()
     offline = f"iql.py --offline-steps 60 {short}"
     source += f"""
-EXPERIMENTS = {{"tiny": Experiment(*[""] * 6, [], ["test/pendulum/random-v0"], 1, {offline!r}, {arms!r}, "probe.py")}}
+EXPERIMENTS = {{"tiny": Experiment([], "", ["test/pendulum/random-v0"], 1, {offline!r}, {arms!r}, [], "probe.py")}}
 """
     for name in ("sweep.py", "plot.py"):
         Path("benchmark").mkdir(exist_ok=True)
@@ -341,7 +341,7 @@ def test_arms_of_a_failed_offline_phase_are_not_begun():
     source = (BENCHMARK / "experiments.py").read_text()
     source += """
 ARMS = {"a": "stub.py", "b": "stub.py"}
-EXPERIMENTS = {"tiny": Experiment(*[""] * 6, [], ["test/x/y-v0"], 1, "stub.py", ARMS)}
+EXPERIMENTS = {"tiny": Experiment([], "", ["test/x/y-v0"], 1, "stub.py", ARMS, [])}
 """
     Path("benchmark/experiments.py").write_text(source)
     words = [sys.executable, "benchmark/sweep.py", "tiny", "--run-dir", "runs"]
@@ -694,23 +694,12 @@ def claim(*differences: list[float], holds: bool = True, margin: float = 0.0) ->
             scores = {"a": {0: 0.0, 1: 50.0 + value}, "b": {0: 0.0, 1: 50.0}, "offline": {0: 0.0}}
             for arm, points in scores.items():
                 runs.setdefault((dataset, arm), {})[seed] = tables.Run(scores=points)
-    words = [
-        "",
-        "",
-        "",
-        "",
-        "",
-        "mean_online_score",
-        [("a", "b")],
-        list("de"[: len(differences)]),
-        4,
-        "",
-        {"a": "", "b": ""},
-    ]
-    experiment = Experiment(*words, margin=margin)
+    asked = Claim("", "", ("a", "b"), "mean_online_score", margin)
+    datasets = list("de"[: len(differences)])
+    experiment = Experiment([asked], "", datasets, 4, "", {"a": "", "b": ""}, [])
     tables.PRECONDITIONS["made-up"] = lambda *_: ("", holds)
     try:
-        return tables.verdict("made-up", experiment, runs)
+        return tables.verdict("made-up", experiment, asked, runs)
     finally:
         del tables.PRECONDITIONS["made-up"]
 
@@ -738,7 +727,15 @@ def test_measures():
     arms = {"guide": tables.Run(returns=[2.0, 2.0])}
     values = {-6: 1000.0, -4: 1.0, -3: 2.0, -2: 3.0, -1: 4.0, 0: 15.0}  # the last five: mean 5
     arms["offline"] = tables.Run(scores=values, evaluated=values)
+    run.learner = {step: float(step) for step in range(1, 8)}
+    run.guide_share = {1: 1.0, 2: 0.9, 3: 0.5, 4: 0.3}
     assert tables.mean_online_score(run, arms) == 50.0
+    assert tables.mean_after_warmup(run, arms) == 90.0
+    assert tables.mean_while_learning(run, arms) == 50.0
+    later = tables.Run(scores={0: 10.0, 5000: 20.0, 7500: 30.0, 13000: 50.0})
+    assert tables.mean_while_learning(later, arms) == 40.0  # the first 5,000 are left out
+    assert tables.final_learner(run, arms) == 5.0
+    assert tables.learner_share(run, arms) == pytest.approx(60.0)
     assert tables.training_success(run, arms) == 75.0
     assert tables.training_return(run, arms) == 0.75
     assert tables.lowest_ten(run, arms) == 25.0  # five of the first ten, half as good as the guide
@@ -804,10 +801,11 @@ def test_the_docs_hold_what_the_csvs_say():
 def test_every_experiment_stands_in_the_docs():
     page = (ROOT / "docs/evidence.md").read_text()
     for name, experiment in EXPERIMENTS.items():
-        if not experiment.claim:
+        if not experiment.claims:
             continue
         assert f"## {name}\n" in page
         assert f"<!-- table: experiment {name} -->" in page
-        assert experiment.measure in tables.MEASURES
-        arms = {arm for pair in experiment.pairs for arm in pair if arm}
+        assert all(claim.measure in tables.MEASURES for claim in experiment.claims)
+        pairs = [*experiment.pairs, *(claim.pair for claim in experiment.claims)]
+        arms = {arm for pair in pairs for arm in pair if arm}
         assert arms <= experiment.arms.keys()

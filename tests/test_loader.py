@@ -150,6 +150,7 @@ BUNDLED = [  # transitions, and bounds of the mean score of their episodes
     ("o2o/pointmaze/large-v0", 60_000, 0, 5),
     ("o2o/pointmaze/medium-play-v0", 60_000, 45, 60),
     ("o2o/pointmaze/medium-play-10k-v0", 10_000, 45, 60),
+    ("o2o/pointmaze/umaze-v0", 3000, 35, 50),
     ("o2o/pointmaze/umaze-tiny-v0", 500, 60, 80),
 ]
 

@@ -427,7 +427,11 @@ def test_inspect_search():
     )
     options = ["--sigma", 0, "--episodes", 2, "--states", 5, "--horizon", 3, "--out", "out.json"]
     tool(ROOT / "benchmark/inspect_search.py", folder / "offline.pt", *options)
+    sampled = json.loads(Path("out.json").read_text())
+    options += ["--center", "mean"]
+    tool(ROOT / "benchmark/inspect_search.py", folder / "offline.pt", *options)
     numbers = json.loads(Path("out.json").read_text())
+    assert sampled.keys() == numbers.keys() and sampled["plain"] != numbers["plain"]
     # Without noise, all ways to choose are the policy itself.
     assert numbers["plain"] == numbers["noise 0"] == numbers["o3f 0"] > 0
     # The simulator's state has been put back before each action.

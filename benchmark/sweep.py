@@ -238,14 +238,16 @@ def about(folder: Path, config: dict) -> dict[str, str]:
 
 
 def read_training(folder: Path, tag: str = "") -> list[dict[str, str]]:
-    """One row per training episode of a run."""
+    """One row per training episode of a run; with the guide's share of it, where there is one."""
     run = identity(json.loads((folder / "config.json").read_text()), tag)
-    rows = []
+    rows, share = [], {}
     for row in read_table(folder / "metrics.csv"):
+        if row.get("online/guide_share"):  # logged just before the return
+            share = {"guide_share": f"{float(row['online/guide_share']):.4g}"}
         if row["online/episode_return"]:
             number = f"{float(row['online/episode_return']):.6g}"
             length = f"{float(row['online/episode_length']):.0f}"
-            rows.append(run | {"step": row["step"], "return": number, "length": length})
+            rows.append(run | {"step": row["step"], "return": number, "length": length} | share)
     return rows
 
 

@@ -686,7 +686,7 @@ def test_the_aggregate_is_the_interquartile_mean():
     assert low < 3.5 < high
 
 
-def claim(*differences: list[float], holds: bool = True, margin: float = 0.0) -> str:
+def claim(*differences: list[float], holds: str = "de", margin: float = 0.0) -> str:
     """The verdict on an experiment with one run per arm and seed; a list for each data set."""
     runs = {}
     for dataset, values in zip("de", differences):
@@ -697,7 +697,7 @@ def claim(*differences: list[float], holds: bool = True, margin: float = 0.0) ->
     asked = Claim("", "", ("a", "b"), "mean_online_score", margin)
     datasets = list("de"[: len(differences)])
     experiment = Experiment([asked], "", datasets, 4, "", {"a": "", "b": ""}, [])
-    tables.PRECONDITIONS["made-up"] = lambda *_: ("", holds)
+    tables.PRECONDITIONS["made-up"] = lambda name, dataset, runs: ("", dataset in holds)
     try:
         return tables.verdict("made-up", experiment, asked, runs)
     finally:
@@ -708,7 +708,7 @@ def test_verdicts():
     assert claim([]) == "not run yet"
     assert claim([5.0, 6.0]) == "open: 2 of 4 pairs"
     assert claim([5.0, 6.0, 7.0, 6.0]) == "shown"
-    assert claim([5.0, 6.0, 7.0, 6.0], holds=False) == "not testable here"
+    assert claim([5.0, 6.0, 7.0, 6.0], holds="") == "not testable here"
     assert claim([-5.0, 6.0, 7.0, -6.0]) == "not shown"
     above, around, below = [5.0, 6.0, 7.0, 6.0], [-5.0, 6.0, 7.0, -6.0], [-5.0, -6.0, -7.0, -6.0]
     assert claim(above, above) == "shown"
@@ -717,6 +717,8 @@ def test_verdicts():
     assert claim(below, around) == "not shown"
     assert claim([-5.0, -6.0, -7.0, -6.0]) == "refuted here"
     assert claim([-3.0, -2.0, -3.0, -2.0], margin=-5.0) == "shown"
+    assert claim(above, above, holds="d") == "shown (testable on d only)"
+    assert claim(below, above, holds="d") == "refuted here (testable on d only)"
 
 
 def test_measures():
@@ -728,19 +730,34 @@ def test_measures():
     values = {-6: 1000.0, -4: 1.0, -3: 2.0, -2: 3.0, -1: 4.0, 0: 15.0}  # the last five: mean 5
     arms["offline"] = tables.Run(scores=values, evaluated=values)
     run.learner = {step: float(step) for step in range(1, 8)}
-    run.guide_share = {1: 1.0, 2: 0.9, 3: 0.5, 4: 0.3}
+    run.guided = [(10, 10, 1.0), (3760, 5, 0.9), (7500, 15, 0.5)]  # the first one is too early
     assert tables.mean_online_score(run, arms) == 50.0
     assert tables.mean_after_warmup(run, arms) == 90.0
     assert tables.mean_while_learning(run, arms) == 50.0
     later = tables.Run(scores={0: 10.0, 5000: 20.0, 7500: 30.0, 13000: 50.0})
     assert tables.mean_while_learning(later, arms) == 40.0  # the first 5,000 are left out
     assert tables.final_learner(run, arms) == 5.0
-    assert tables.learner_share(run, arms) == pytest.approx(60.0)
+    assert tables.learner_share(run, arms) == pytest.approx(40.0)
     assert tables.training_success(run, arms) == 75.0
     assert tables.training_return(run, arms) == 0.75
     assert tables.lowest_ten(run, arms) == 25.0  # five of the first ten, half as good as the guide
-    assert tables.change_in_warmup(run, arms) == 25.0
+    assert tables.mean_in_warmup(run, arms) == 30.0
     assert tables.lowest_of_switch(run, arms) == 10.0
+
+
+def test_training_episodes_carry_the_guides_share():
+    """It is logged before the return of its episode, in a row of its own."""
+    folder = Path("runs/one")
+    folder.mkdir(parents=True)
+    Path(folder, "config.json").write_text(json.dumps(CONFIG))
+    lines = ["step,online/guide_share,online/td_loss,online/episode_return,online/episode_length"]
+    lines += ["9,0.75,,,", "9,,,3,9", "10,,1,,", "19,0.5,,,", "19,,,4,10"]
+    Path(folder, "metrics.csv").write_text("\n".join(lines) + "\n")
+    rows = sweep.read_training(folder)
+    assert [(row["step"], row["return"], row["guide_share"]) for row in rows] == [
+        ("9", "3", "0.75"),
+        ("19", "4", "0.5"),
+    ]
 
 
 def test_table_of_losses(monkeypatch):

@@ -63,6 +63,7 @@ def offline_tag(name: str) -> str:
 
 MAZE = "o2o/pointmaze/medium-play-v0"
 UMAZE = "o2o/pointmaze/umaze-v0"
+TINY = "o2o/pointmaze/umaze-tiny-v0"
 REPLAY = "o2o/hopper/medium-replay-v0"
 OFTEN = "--eval-every 1000 --eval-episodes 50"  # in mazes
 SELDOM = "--eval-every 5000 --eval-episodes 20"  # the behaviour is measured, not the policy's mean
@@ -74,6 +75,7 @@ PEX = "pex.py --online-steps 15000 --eval-every 500"
 IQL_OFFLINE = "iql.py --offline-steps 60000 --eval-every 2000"
 CQL = "--hidden 128 --num-actions 4"
 CAL_QL = f"cal_ql.py {CQL} {OFTEN} --online-steps 8000"
+SETTLED = "--gamma 0.99 --offline-steps 15000"  # Q takes 1 / (tau (1 - gamma)) = 5,000 updates
 WSRL = f"wsrl.py {CQL} --num-critics 5 {OFTEN} --online-steps"
 WSRL_SELDOM = f"wsrl.py {CQL} --num-critics 5 --eval-every 1000 --online-steps"
 WSRL_LONG = f"wsrl.py {CQL} --num-critics 5 --offline-steps 20000 --eval-every 1000"
@@ -283,13 +285,14 @@ EXPERIMENTS = {
         ],
         precondition="20 to 95 % success at the switch; mean Q moves less than 5 % over the last 2,000"
         " updates; bound rate .05 to .9",
-        datasets=[UMAZE],
+        datasets=[TINY],
         seeds=5,
-        offline=f"cal_ql.py {CQL} --offline-steps 6000 {OFTEN}",
+        offline=f"cal_ql.py {CQL} {SETTLED} --eval-every 500 --eval-episodes 20",
         arms={
-            "cal_ql": CAL_QL,
-            "switched-off": f"{CAL_QL} --no-calibrate",  # from the same Cal-QL offline.pt
-            "cql": f"{CAL_QL} --offline-steps 6000 --no-calibrate",
+            "cal_ql": f"{CAL_QL} --gamma 0.99",
+            # From the same offline.pt as the arm before.
+            "switched-off": f"{CAL_QL} --gamma 0.99 --no-calibrate",
+            "cql": f"{CAL_QL} {SETTLED} --no-calibrate",
         },
         pairs=[],
     ),

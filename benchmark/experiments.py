@@ -283,8 +283,8 @@ EXPERIMENTS = {
                 measure="mean_online_score",
             ),
         ],
-        precondition="20 to 95 % success at the switch; mean Q moves less than 5 % over the last 2,000"
-        " updates; bound rate .05 to .9",
+        precondition="20 to 95 % success at the switch; mean Q moves less than 5 % over the last"
+        " 2,000 updates; bound rate .05 to .9",
         datasets=[TINY],
         seeds=5,
         offline=f"cal_ql.py {CQL} {SETTLED} --eval-every 500 --eval-episodes 20",

@@ -73,6 +73,7 @@ class Run:
     learner: dict[int, float] = dataclasses.field(default_factory=dict)  # of the learner alone
     returns: list[float] = dataclasses.field(default_factory=list)  # training episodes, in order
     evaluated: dict[int, float] = dataclasses.field(default_factory=dict)  # returns, not scores
+    updated: list[int] = dataclasses.field(default_factory=list)  # evaluations online after updates
     # Of jsrl_finetune.py's training episodes: last step, length, the guide's share of it.
     guided: list[tuple[int, int, float]] = dataclasses.field(default_factory=list)
     seconds: float = math.nan
@@ -102,6 +103,9 @@ def read(name: str) -> Runs:
         if row["machine"]:
             run.machine = row["machine"]
             run.seconds = float(row["seconds"])
+    for row in read_table(RESULTS / f"{name}_losses.csv"):
+        if int(row["step"]) > 0:
+            run_of(row).updated.append(int(row["step"]))
     for row in read_table(RESULTS / f"{name}_training.csv"):
         run_of(row).returns.append(float(row["return"]))
         if row.get("guide_share"):
@@ -125,12 +129,11 @@ def mean_online_score(run: Run, arms: dict[str, Run]) -> float:
 
 
 def mean_while_learning(run: Run, arms: dict[str, Run]) -> float:
-    """Mean score over the evaluations of the last 8,000 steps.
+    """Mean score over the first seven evaluations that follow an update.
 
-    With a warm-up of 5,000 steps in 13,000, and without one in 8,000, these are as many updates.
+    So arms that begin to learn at different steps are compared after equally much of it.
     """
-    last = max(run.scores)
-    return plot.mean_online({s: score for s, score in run.scores.items() if s > last - 8000})
+    return statistics.fmean(run.scores[step] for step in sorted(run.updated)[:7])
 
 
 def mean_after_warmup(run: Run, arms: dict[str, Run]) -> float:

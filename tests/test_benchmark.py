@@ -733,9 +733,9 @@ def test_measures():
     run.guided = [(10, 10, 1.0), (3760, 5, 0.9), (7500, 15, 0.5)]  # the first one is too early
     assert tables.mean_online_score(run, arms) == 50.0
     assert tables.mean_after_warmup(run, arms) == 90.0
-    assert tables.mean_while_learning(run, arms) == 50.0
-    later = tables.Run(scores={0: 10.0, 5000: 20.0, 7500: 30.0, 13000: 50.0})
-    assert tables.mean_while_learning(later, arms) == 40.0  # the first 5,000 are left out
+    learned = {step: float(step) for step in range(12)}  # from 3 on, so 3 to 9 count
+    run_from_3 = tables.Run(scores=learned, updated=list(range(11, 2, -1)))
+    assert tables.mean_while_learning(run_from_3, arms) == 6.0
     assert tables.final_learner(run, arms) == 5.0
     assert tables.learner_share(run, arms) == pytest.approx(40.0)
     assert tables.training_success(run, arms) == 75.0

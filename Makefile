@@ -36,7 +36,6 @@ soak: $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check --quiet .
-	$(VENV)/bin/ruff check --select E501 *.py
 
 clean:
 	rm -rf $(VENV) runs .hypothesis

@@ -2,10 +2,11 @@
 
     python benchmark/inspect_maze.py runs/NAME/offline.pt --episodes 8
 
-One line per episode of the policy's mean action: steps, first and last position, Q at both (minimum of the ensemble), how
-many transitions of the data lie within 0.2 of the end, and for how long the episode had stood still there. Last, what Q
-should be where a policy stays for ever without reaching the goal. For pointmaze data, whose observations begin with the
-position, and checkpoints of cal_ql.py or wsrl.py.
+One line per episode of the policy's mean action: steps, first and last position, Q at both (minimum
+of the ensemble), how many transitions of the data lie within 0.2 of the end, and for how long the
+episode had stood still there. Last, what Q should be where a policy stays for ever without reaching
+the goal. For pointmaze data, whose observations begin with the position, and checkpoints of
+cal_ql.py or wsrl.py.
 """
 
 import sys
@@ -55,7 +56,8 @@ def main(options: Args) -> None:
             f"{outcome} after {len(path)}: ({x:.1f}, {y:.1f}) to ({to_x:.1f}, {to_y:.1f}), ", end=""
         )
         print(
-            f"Q {values[0]:.0f} to {values[-1]:.0f}, data near the end {near}, stood still for {still}"
+            f"Q {values[0]:.0f} to {values[-1]:.0f}, data near the end {near},"
+            f" stood still for {still}"
         )
     print(f"Q of never reaching the goal: {args.reward_bias / (1 - args.gamma):.0f}")
 

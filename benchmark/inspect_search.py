@@ -106,8 +106,9 @@ def single_actions(agent, env: gym.Env, scale: float, states: list, options: Arg
             error = measured.std(ddof=1) / len(measured) ** 0.5
             correlation = np.corrcoef(predicted, measured)[0, 1]
             print(
-                f"{arm:5}  advantage predicted {predicted.mean():.3f}, measured"
-                f" {measured.mean():.3f} (standard error {error:.3f}), correlation {correlation:.2f}"
+                f"{arm:5}  advantage predicted {predicted.mean():.3f},"
+                f" measured {measured.mean():.3f} (standard error {error:.3f}),"
+                f" correlation {correlation:.2f}"
             )
             numbers[f"{arm} predicted"] = predicted.mean()
             numbers[f"{arm} measured"] = measured.mean()

@@ -1,20 +1,23 @@
-"""How fast iql.py is: its update against the usual way to write it, its online step, its loader. CPU only.
+"""How fast iql.py is on a CPU: update against the usual way to write it, online step, loader.
 
-    python benchmark/speed.py                      # updates, then online steps
-    python benchmark/speed.py --o3f                # a whole online step of o3f.py against that of iql.py
-    python benchmark/speed.py --load 1000000       # seconds to read a million transitions
+    python benchmark/speed.py                 # updates, then online steps
+    python benchmark/speed.py --o3f           # a whole online step of o3f.py against that of iql.py
+    python benchmark/speed.py --load 1000000  # seconds to read a million transitions
 
-Updates: hopper's sizes, 2x256 networks, batches of 256, sampling included. The twin stands for the popular PyTorch ports
-of IQL: a module per critic, called in a Python loop; a default Adam per network; the three losses one after the other,
-each with its own backward pass and an .item() at every step; Polyak in a Python loop; a batch gathered tensor by tensor.
-It computes in float32 ("highest"), denormal numbers included; ours as iql.py does by default, compiled where that works,
-and at both settings of --matmul-precision. All three take turns in short blocks, in changing order, so that another
-process on the machine slows all alike; a ratio compares blocks of one turn.
+Updates: hopper's sizes, 2x256 networks, batches of 256, sampling included. The twin stands for the
+popular PyTorch ports of IQL: a module per critic, called in a Python loop; a default Adam per
+network; the three losses one after the other, each with its own backward pass and an .item() at
+every step; Polyak in a Python loop; a batch gathered tensor by tensor. It computes in float32
+("highest"), denormal numbers included; ours as iql.py does by default, compiled where that works,
+and at both settings of --matmul-precision. All three take turns in short blocks, in changing order,
+so that another process on the machine slows all alike; a ratio compares blocks of one turn.
 
-Online steps: what the online loop of iql.py adds to the simulator (acting, conversions, wrappers, the buffer, but not
-the update), as the time of its steps less that of the bare environment for the same actions from the same resets.
+Online steps: what the online loop of iql.py adds to the simulator (acting, conversions, wrappers,
+the buffer, but not the update), as the time of its steps less that of the bare environment for the
+same actions from the same resets.
 
---o3f: both scripts with 5 critics, in turn, in one block the same number of online steps with their updates.
+--o3f: both scripts with 5 critics, in turn, in one block the same number of online steps with their
+updates.
 """
 
 import copy
@@ -67,7 +70,10 @@ def mlp(in_dim: int, out_dim: int) -> nn.Sequential:
 
 
 class Twin:
-    """IQL as it is usually written in PyTorch; the same equations as iql.Agent but for the order of the steps."""
+    """IQL as it is usually written in PyTorch.
+
+    The same equations as iql.Agent but for the order of the steps.
+    """
 
     def __init__(self, columns: dict[str, np.ndarray], args: iql.Args):
         self.args, (obs_dim, act_dim) = args, (columns["obs"].shape[1], columns["actions"].shape[1])
@@ -119,7 +125,10 @@ def spread(values) -> str:
 
 
 def report(args, program: str, milliseconds: dict[str, list[float]]) -> None:
-    """Print milliseconds and ratios (time of the first contestant / time of this one); write args.out."""
+    """Print milliseconds and ratios; write args.out.
+
+    A ratio is the time of the first contestant / the time of this one.
+    """
     print(f"\n{program}, ms; ratio: time of the first / time of this one")
     print("| | ms min | median | max | ratio min | median | max |\n|---|---|---|---|---|---|---|")
     first = next(iter(milliseconds.values()))
@@ -256,7 +265,10 @@ def time_o3f(args: Args, columns: dict[str, np.ndarray], task) -> None:
 
 
 def time_loading(transitions: int) -> None:
-    """Print the seconds that iql.read_episodes takes, on data made up for it, with few long and many short episodes."""
+    """Print the seconds that iql.read_episodes takes, on data made up for it.
+
+    Once with few long episodes, once with many short ones.
+    """
     rng, obs_dim, act_dim = np.random.default_rng(0), 29, 8
     spaces = {"observation_space": gym.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float64)}
     spaces["action_space"] = gym.spaces.Box(-1, 1, (act_dim,), np.float32)
@@ -282,7 +294,8 @@ def time_loading(transitions: int) -> None:
                 )
             took = seconds(lambda: iql.read_episodes(dataset, False), 1)  # noqa: B023
             print(
-                f"{length * count} transitions in {count} episodes, {obs_dim} + {act_dim} entries: {took:.2f} s"
+                f"{length * count} transitions in {count} episodes,"
+                f" {obs_dim} + {act_dim} entries: {took:.2f} s"
             )
 
 
@@ -298,7 +311,8 @@ def main(args: Args) -> None:
     torch.manual_seed(0)
     columns, _, task, _ = iql.load_data(iql.Args())
     print(
-        f"torch {torch.__version__}, {args.threads} threads, load of the machine {os.getloadavg()[0]:.1f}"
+        f"torch {torch.__version__}, {args.threads} threads,"
+        f" load of the machine {os.getloadavg()[0]:.1f}"
     )
     if args.o3f:
         torch.set_float32_matmul_precision("medium")

@@ -1,16 +1,20 @@
-"""How fast cal_ql.py and wsrl.py are: an update against the usual way to write it, a step against its bare products. CPU only.
+"""How fast cal_ql.py and wsrl.py are, on a CPU.
 
-    python benchmark/speed_cql.py              # cal_ql.py: updates, against an eager twin
-    python benchmark/speed_cql.py --wsrl       # wsrl.py: the updates of one online step, against their matrix products alone
+An update is timed against the usual way to write it, a step against its bare products.
 
-cal_ql.py: hopper's sizes, critics of 3x256, batches of 256, 10 actions of each kind, Lagrange multiplier. The twin stands for
-the popular PyTorch port: a module per critic; each critic called apart for the data's action, the uniform ones, those of the
-policy here and in the next state, and the target's; an Adam per network, each loss with its own backward pass and .item()s;
-Polyak in a Python loop. It computes in float32 ("highest"), ours at both settings of --matmul-precision. All take turns in
-short blocks, in changing order; a ratio compares blocks of one turn.
+    python benchmark/speed_cql.py         # cal_ql.py: updates, against an eager twin
+    python benchmark/speed_cql.py --wsrl  # wsrl.py: a step's updates, against matrix products alone
 
-wsrl.py: 10 critics of 2x256 with layer norm, 4 batches of 256. The products are those of its layers, forward and backward, as
-calls of torch.bmm with the same shapes and precision on tensors that lie ready: no optimizer, no activation, no sampling.
+cal_ql.py: hopper's sizes, critics of 3x256, batches of 256, 10 actions of each kind, Lagrange
+multiplier. The twin stands for the popular PyTorch port: a module per critic; each critic called
+apart for the data's action, the uniform ones, those of the policy here and in the next state, and
+the target's; an Adam per network, each loss with its own backward pass and .item()s; Polyak in a
+Python loop. It computes in float32 ("highest"), ours at both settings of --matmul-precision. All
+take turns in short blocks, in changing order; a ratio compares blocks of one turn.
+
+wsrl.py: 10 critics of 2x256 with layer norm, 4 batches of 256. The products are those of its
+layers, forward and backward, as calls of torch.bmm with the same shapes and precision on tensors
+that lie ready: no optimizer, no activation, no sampling.
 """
 
 import copy
@@ -168,7 +172,7 @@ def make_batch(size: int) -> dict[str, torch.Tensor]:
 
 
 def products(args: wsrl.Args) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The factors of all matrix products that the updates of one online step of wsrl.py cannot do without."""
+    """The factors of all matrix products that the updates of one online step of wsrl.py need."""
     found = []
 
     def layers(
@@ -229,7 +233,8 @@ def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     print(
-        f"torch {torch.__version__}, {args.threads} threads, load of the machine {os.getloadavg()[0]:.1f}"
+        f"torch {torch.__version__}, {args.threads} threads,"
+        f" load of the machine {os.getloadavg()[0]:.1f}"
     )
     if args.wsrl:
         settings = wsrl.Args()

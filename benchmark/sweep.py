@@ -114,7 +114,7 @@ class Job:
 
     @property
     def header(self) -> str:
-        """The first line of its log: by it a later sweep knows that it was begun by this command."""
+        """The first line of its log: by it a later sweep knows that this command began it."""
         return f"$ {shlex.join(['python', *self.command])}"
 
     @property
@@ -498,7 +498,7 @@ def hours(seconds: float) -> str:
 
 
 def overview(jobs: list[Job]) -> None:
-    """A table: per arm, how many runs there are, how many are finished, what the rest would take."""
+    """A table: how many runs each arm has, how many are finished, what the rest would take."""
     print(f"{'arm':40}{'runs':>6}{'finished':>10}{'steps each':>12}  still to do")
     for tag in dict.fromkeys(job.tag for job in jobs):
         arm = [job for job in jobs if job.tag == tag]

@@ -467,7 +467,10 @@ def verdicts_table() -> list[str]:
 
 
 def comparison_table(name: str) -> list[str]:
-    """Per data set and script: scores with intervals, and the time of one run, its offline phase included."""
+    """Per data set and script: scores with intervals, and the time of one run.
+
+    The offline phase is included in that time.
+    """
     experiment, runs = EXPERIMENTS[name], read(name)
     lines = []
     for dataset in experiment.datasets:
@@ -557,7 +560,7 @@ def losses_table(file: str, *columns: str) -> list[str]:
 
 
 def speed_table(*words: str) -> list[str]:
-    """Milliseconds of all blocks of a race, and ratios to its first contestant in the same block."""
+    """Milliseconds of all blocks of a race, and ratios to its first contestant in that block."""
     program = " ".join(words)
     times: dict[str, dict[str, float]] = {}
     for row in read_table(RESULTS / "speed.csv"):

@@ -1,4 +1,7 @@
-"""Small data sets and helpers. Nothing here needs a network; everything runs on one thread, so that bytes can be compared."""
+"""Small data sets and helpers.
+
+Nothing here needs a network; everything runs on one thread, so that bytes can be compared.
+"""
 
 import os
 import signal
@@ -96,7 +99,7 @@ def pendulum(dataset_id: str = "test/pendulum/random-v0", episodes: int = 20, **
 
 
 def start(script, args) -> None:
-    """Run a script's main(args) in this process; its lock is released, as at the end of a process."""
+    """Run a script's main(args) in this process; its lock is released, as when a process ends."""
     locks = []
 
     def remembered(path):
@@ -120,7 +123,10 @@ def run(*flags: str, script=iql) -> Path:
 
 
 def refused(capsys, *flags: str) -> str:
-    """Run iql.py, expect exit status 2 and one line on stderr; returns that line. Nothing may be left behind."""
+    """Run iql.py, expect exit status 2 and one line on stderr; returns that line.
+
+    Nothing may be left behind.
+    """
     before = sorted(Path(".").rglob("runs/**"))
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:

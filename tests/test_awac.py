@@ -1,4 +1,4 @@
-"""AWAC: both losses against NumPy, their gradients, the weights, and what a run does at the switch."""
+"""AWAC: both losses against NumPy, gradients, the weights, and what a run does at the switch."""
 
 import dataclasses
 

@@ -299,7 +299,11 @@ def test_arms_start_from_the_offline_phase_of_their_seed():
     source = (BENCHMARK / "experiments.py").read_text()
     offline = f"iql.py --offline-steps 60 {short}"
     source += f"""
-EXPERIMENTS = {{"tiny": Experiment([], "", ["test/pendulum/random-v0"], 1, {offline!r}, {arms!r}, [], "probe.py")}}
+EXPERIMENTS = {{
+    "tiny": Experiment(
+        [], "", ["test/pendulum/random-v0"], 1, {offline!r}, {arms!r}, [], "probe.py"
+    )
+}}
 """
     for name in ("sweep.py", "plot.py"):
         Path("benchmark").mkdir(exist_ok=True)
@@ -644,7 +648,7 @@ def test_whatever_is_read_can_be_drawn(name, values, scale):
 
 
 def test_the_interval_is_that_of_students_t():
-    """From a printed table: the 97.5 % point is 12.706 for one degree of freedom, 2.776 for four."""
+    """From a printed table: the 97.5 % point is 12.706 for 1 degree of freedom, 2.776 for 4."""
     assert math.isnan(plot.interval([1.0]))
     assert plot.interval([0.0, 2.0]) == pytest.approx(12.706, rel=1e-4)  # standard error 1
     assert plot.interval([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2.776 * 0.5**0.5, rel=1e-3)

@@ -1,4 +1,4 @@
-"""Cal-QL and CQL: every loss against NumPy, the numbers of hand-made cases, returns, and a resumed run."""
+"""Cal-QL and CQL: every loss against NumPy, hand-made cases, returns, and a resumed run."""
 
 import csv
 import dataclasses
@@ -35,7 +35,7 @@ def make_agent(**settings):
 
 @torch.no_grad()
 def stir(agent):
-    """Output weights, biases, scales and shifts begin at or near 0 or 1: no good numbers to compare."""
+    """Output weights, biases, scales and shifts begin near 0 or 1: no good numbers to compare."""
     for net in (agent.actor.net, agent.critic.net, agent.critic_target.net):
         for parameter in (net.weights[-1], *net.biases, *net.norms):
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -184,7 +184,10 @@ def gradients(loss, parameters):
     "settings", [{}, {"lagrange": True}, {"calibrate": False, "layer_norm": True}]
 )
 def test_critic_loss_trains_critics_and_multiplier_alone(settings):
-    """The critics descend TD error + w m gap, and nothing flows into the policy, by whose samples they are judged."""
+    """The critics descend TD error + w m gap.
+
+    Nothing flows into the policy, by whose samples they are judged.
+    """
     agent, batch = make_agent(**settings), make_batch()
     loss, metrics, ((next_actions, next_log_prob), (current, current_log_prob)), uniform, _ = draw(
         agent, batch
@@ -294,7 +297,10 @@ def test_log_density_of_another():
 
 
 class Constant(nn.Module):
-    """Two critics that know of actions only what `values` says: a function of actions (K, B, ACT) -> (K, B)."""
+    """Two critics that know of actions only what `values` says.
+
+    It is a function of actions: (K, B, ACT) -> (K, B).
+    """
 
     def __init__(self, values):
         super().__init__()
@@ -369,7 +375,7 @@ def test_bound_far_below_is_cql_to_the_last_bit():
 
 @pytest.mark.parametrize("gap, sign", [(5.0, -1), (4.5472, 0), (1.0, 1)])
 def test_multiplier_rises_while_the_gap_is_too_wide(gap, sign):
-    """With --cql-gap above the gap of 4.5472 the multiplier falls, below it rises, at it it stays."""
+    """With --cql-gap above the gap 4.5472 the multiplier falls, below it rises, at it it stays."""
     agent, batch = (
         make_agent(calibrate=False, num_actions=10, lagrange=True, cql_gap=gap),
         make_batch(),
@@ -682,7 +688,10 @@ def test_compiled_losses_and_gradients_are_the_same(monkeypatch):
 
 
 def test_two_armed_bandit():
-    """Reward 1 for actions above 0, data from both arms: the policy takes the good one, and Q stays near the returns."""
+    """Reward 1 for actions above 0, data from both arms.
+
+    The policy takes the good one, and Q stays near the returns.
+    """
     torch.manual_seed(0)
     args = dataclasses.replace(
         cal_ql.Args(), compile=False, hidden=32, actor_lr=3e-3, critic_lr=3e-3, cql_alpha=0.1

@@ -31,7 +31,7 @@ def test_every_family_of_the_settings_is_here():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family(family, capfd):
-    """Record a few random steps, load them as the scripts do, and step the environment that is built for them."""
+    """Record random steps, load them as the scripts do, and step the environment built for them."""
     gym.register_envs(importlib.import_module("gymnasium_robotics"))
     env = gym.make(FAMILIES[family], disable_env_checker=True)
     observations, actions, rewards = [env.reset(seed=0)[0]], [], []

@@ -1,4 +1,7 @@
-"""The algorithm: every loss against NumPy, gradients against an independent derivation, and hand-computed numbers."""
+"""The algorithm: every loss against NumPy, gradients, and hand-computed numbers.
+
+The gradients are compared with an independent derivation.
+"""
 
 import dataclasses
 
@@ -98,7 +101,10 @@ def test_losses_equal_numpy(args, num_critics):
 
 
 def test_each_loss_moves_its_own_network_only(args):
-    """The gradient of the sum equals, per network, that of the one loss that should train it (finite differences)."""
+    """The gradient of the sum equals, per network, that of the one loss that should train it.
+
+    The comparison is by finite differences.
+    """
     agent, batch = make_agent(args), make_batch()
     agent.loss(batch)[0].backward()
     assert all(p.grad is None for p in agent.critic_target.parameters())
@@ -224,7 +230,7 @@ def test_compiled_loss_is_the_same(args):
 
 
 def test_two_armed_bandit(args):
-    """One step, no future: a large beta finds the better arm, beta 0 clones the uniform behaviour."""
+    """One step, no future: a large beta finds the better arm, 0 clones the uniform behaviour."""
     rng = np.random.default_rng(0)
     arms = rng.choice([-0.5, 0.5], size=(256, 1))
     batch = {

@@ -1,4 +1,4 @@
-"""From Minari episodes to transitions: spaces, ends of episodes, rescaling, and the task that belongs to the data."""
+"""From Minari episodes to transitions: spaces, ends of episodes, rescaling, and the data's task."""
 
 import dataclasses
 import importlib
@@ -55,7 +55,10 @@ def test_actions_are_rescaled_and_kept_inside_the_box():
 
 
 def test_targets_of_a_two_step_mdp():
-    """Both episodes reward 1, 2; one ends in truth, the other by the clock: only the former loses its bootstrap."""
+    """Both episodes reward 1, 2; one ends in truth, the other by the clock.
+
+    Only the former loses its bootstrap.
+    """
     columns, *_ = load(make_dataset("test/a/a-v0", [recorded(2, True), recorded(2, False, 1)]))
     buffer = iql.ReplayBuffer(columns, 0, torch.device("cpu"))
     agent = iql.Agent(

@@ -1,4 +1,4 @@
-"""Optimistic action selection: the choice among candidates against NumPy, and numbers computed by hand."""
+"""Optimistic action selection: choice among candidates against NumPy, and hand-computed numbers."""
 
 import dataclasses
 import os
@@ -44,7 +44,7 @@ def explore(agent, seed=1):
 
 @pytest.mark.parametrize("omega", [0.0, 1.0, -2.0])
 def test_choice_against_numpy(omega):
-    """The candidates from the same random numbers, every critic evaluated by hand, mean and population std."""
+    """Candidates from the same random numbers, every critic by hand, mean and population std."""
     agent = make_agent(omega=omega)
     action = explore(agent).numpy()
     torch.manual_seed(1)
@@ -68,7 +68,10 @@ def test_choice_against_numpy(omega):
 
 
 def test_population_std():
-    """Outputs 1, 2, 3, 4, 5 everywhere but at the right edge, where they agree on 3 + d: d decides at sqrt(2) = 1.41421."""
+    """Outputs 1, 2, 3, 4, 5 everywhere but at the right edge, where they agree on 3 + d.
+
+    d decides at sqrt(2) = 1.41421.
+    """
     for d, edge_wins in ((1.40, False), (1.43, True)):  # the sample's std would be 1.58114
         agent = make_agent(omega=1.0, sigma=2.0)
         agent.critic = Ensemble(
@@ -119,7 +122,10 @@ def test_without_noise_every_arm_is_the_policy():
     "count, gain", [(1, 0.0), (2, 0.5642), (10, 1.5388), (50, 2.2492), (100, 2.5077)]
 )
 def test_displacement_along_the_gradient(count, gain):
-    """Q = g a: the best of N draws lies E[max of N normals] sigma further along g; across g nothing changes."""
+    """Q = g a: the best of N draws lies E[max of N normals] sigma further along g.
+
+    Across g nothing changes.
+    """
     agent = make_agent(num_candidates=count, sigma=0.05, center="mean")
     direction = torch.tensor([0.6, 0.8])
     agent.critic = Ensemble(*[lambda x: x @ direction] * 5)
@@ -133,7 +139,10 @@ def test_displacement_along_the_gradient(count, gain):
 
 
 def test_scored_is_executed_is_stored(monkeypatch):
-    """In a run: the action is inside the box, is the one that was scored, reaches the environment, and is stored."""
+    """In a run: the action is inside the box and is the one that was scored.
+
+    It reaches the environment, and is stored.
+    """
     pendulum()
     tried, made, stored, explore = [], [], [], o3f.Agent.explore
     monkeypatch.setattr(o3f, "LOG_EVERY", 10)

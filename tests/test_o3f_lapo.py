@@ -1,4 +1,4 @@
-"""O3F on LAPO: every loss against NumPy, who gets gradients, the shared search, and what a run does with it all."""
+"""O3F on LAPO: every loss against NumPy, who gets gradients, the shared search, what a run does."""
 
 import dataclasses
 import inspect
@@ -236,7 +236,10 @@ def test_mix_of_minimum_and_maximum(min_weight, mixed):
 
 
 def test_weights_of_good_and_other_actions():
-    """Advantages -1, 0 and 2 weigh 0.1, 0.1 and 0.9; squared errors are summed over an action's entries."""
+    """Advantages -1, 0 and 2 weigh 0.1, 0.1 and 0.9.
+
+    Squared errors are summed over an action's entries.
+    """
     agent, batch = make_agent(kl_weight=0.0), make_batch(size=3)
     batch |= {"rewards": torch.tensor([-1.0, 0.0, 2.0]), "terminations": torch.ones(3)}
     stub(agent, value=constant_v(0))
@@ -347,7 +350,7 @@ def test_every_pair_of_critics_is_drawn_equally_often():
 
 @pytest.mark.parametrize(("count", "mean"), [(1, 5.5), (2, 11 / 3), (10, 1.0)])
 def test_minimum_over_a_subset(count, mean):
-    """Critics that say 1 ... 10: the mean over the draws is that of the minimum over `count` of them."""
+    """Critics say 1 ... 10: the mean over the draws is that of the minimum over `count` of them."""
     agent = make_agent(num_critics=10, critic_subset=count)
     with torch.no_grad():
         for parameter in agent.q_target.parameters():
@@ -537,7 +540,7 @@ def explore(agent, seed=1):
 
 @pytest.mark.parametrize("omega", [0.0, 1.0, -2.0])
 def test_choice_against_numpy(omega):
-    """Candidates in [-1, 1] from the same random numbers, scored as z-scores, each critic by hand."""
+    """Candidates in [-1, 1] from the same random numbers, their z-scores, each critic by hand."""
     agent = make_agent(omega=omega)
     action = explore(agent).numpy()
     ref = Reference(agent)
@@ -592,7 +595,10 @@ def run(*flags):
 
 
 def test_what_a_run_does(monkeypatch):
-    """The tried action is inside the box, executed and stored; updates are counted; statistics stay as they were."""
+    """The tried action is inside the box, executed and stored.
+
+    Updates are counted; statistics stay as they were.
+    """
     pendulum()
     tried, stored, updates, statistics, made = [], [], [], [], []
     act, update, add = o3f_lapo.Agent.explore, o3f_lapo.Agent.update, o3f_lapo.ReplayBuffer.add
@@ -691,7 +697,7 @@ def test_one_pretraining_serves_all_arms(capsys):
 
 
 def paid(reward, dataset_id):
-    """Episodes of 10 steps with this reward per step and its half; the environment itself pays 1."""
+    """Episodes of 10 steps with this reward and its half in turn; the environment itself pays 1."""
     rng, episodes = np.random.default_rng(0), []
     for number in range(10):
         actions = rng.uniform(-3, 3, (10, 1)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Policy expansion: gate and losses against NumPy, what is frozen, what batches hold, and a resumed run."""
+"""Policy expansion: gate and losses against NumPy, what is frozen, batches, and a resumed run."""
 
 import dataclasses
 import os
@@ -87,7 +87,10 @@ def test_gate_draws_anew_for_every_observation_and_takes_the_lower_critic():
 
 
 def test_losses_against_numpy():
-    """After the switch: value and critic as in IQL on the batch's actions, the actor on the composite's."""
+    """After the switch: value and critic as in IQL, on the batch's actions.
+
+    The actor is trained on the composite's.
+    """
     agent, batch = make_agent(), make_batch()
     agent.expand()
     torch.manual_seed(3)

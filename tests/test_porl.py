@@ -1,4 +1,7 @@
-"""PORL: cloning, a frozen policy whose critics learn, what the policy is fine-tuned with, and where that is WSRL."""
+"""PORL: cloning, and a frozen policy whose critics learn.
+
+Also what the policy is fine-tuned with, and where that is WSRL.
+"""
 
 import copy
 import csv
@@ -234,7 +237,7 @@ def test_stage_a_finds_the_values_of_the_frozen_policy():
 
 @pytest.mark.parametrize("presample", [True, False])
 def test_a_step_online(presample):
-    """Four steps of the critics and of their targets; in stage B then one of policy and temperature."""
+    """Four steps of critics and targets; in stage B then one of policy and temperature."""
     agent, batches = make_agent(), [make_batch() for _ in range(4)]
     before, critics, seen = tensors(agent), [], []
     follow, actor_loss = agent.update_target, agent.compiled_actor_loss

@@ -146,7 +146,10 @@ def test_interrupted_and_resumed_is_the_same_run(whole, monkeypatch, number, upd
 
 
 def test_interrupted_again_and_again_is_the_same_run(whole, monkeypatch):
-    """A second stop before a new row has been written must not count the rows that the first resume cut off."""
+    """A second stop comes before a new row has been written.
+
+    It must not count the rows that the first resume cut off.
+    """
     update, stops = iql.Agent.update, [0]
 
     def stopping(self, batch):
@@ -167,7 +170,10 @@ def test_interrupted_again_and_again_is_the_same_run(whole, monkeypatch):
 
 @pytest.mark.parametrize("updates", [41, 59, 61, 140])
 def test_crashed_and_resumed_is_the_same_run(whole, monkeypatch, updates):
-    """A crash between two checkpoints (as by SIGKILL): rows written after the checkpoint are written again, once."""
+    """A crash between two checkpoints (as by SIGKILL).
+
+    Rows written after the checkpoint are written again, once.
+    """
     update, count = iql.Agent.update, [0]
 
     def failing(self, batch):
@@ -294,7 +300,10 @@ def test_without_a_compiler_the_loss_is_not_compiled(tmp_path):
 
 
 def test_offline_checkpoint_starts_at_the_switch(whole):
-    """The fine-tuning of the whole run, from its offline.pt: the same networks at the switch, then an online phase."""
+    """The fine-tuning of the whole run, from its offline.pt.
+
+    The same networks at the switch, then an online phase.
+    """
     flags = ["--dataset-id", "test/pendulum/random-v0", *TINY]
     tuned = run(*flags, "--offline-checkpoint", whole / "offline.pt", "--run-name", "tuned")
     rows = list(csv.DictReader(open(tuned / "eval.csv")))

@@ -1,4 +1,4 @@
-"""The limits that keep a script readable at once (and copyable): sizes, nesting, imports, nothing unused."""
+"""What keeps a script readable at once (and copyable): sizes, nesting, imports, nothing unused."""
 
 import ast
 import dataclasses

@@ -1,4 +1,7 @@
-"""TD3-C: every loss against NumPy, hand-computed numbers, the three methods side by side, and what the switch changes."""
+"""TD3-C: every loss against NumPy, and hand-computed numbers.
+
+Also the three methods side by side, and what the switch changes.
+"""
 
 import csv
 import dataclasses
@@ -24,7 +27,7 @@ def often(monkeypatch):
 
 
 def make_agent(obs_dim=OBS, act_dim=ACT, seed=0, **settings):
-    """An agent whose targets differ from its networks, and whose observations need standardizing."""
+    """An agent whose targets differ from its networks and whose observations need standardizing."""
     torch.manual_seed(seed)
     args = dataclasses.replace(td3_c.Args(), compile=False, gamma=0.9, **settings)
     agent = td3_c.Agent(obs_dim, act_dim, args, torch.device("cpu"))
@@ -352,7 +355,10 @@ def test_what_an_update_moves(method):
 
 
 def test_order_within_an_update():
-    """Critics, then the multiplier by the old policy's gap, then the policy with the new one, then the targets."""
+    """Critics, then the multiplier, then the policy, then the targets.
+
+    The multiplier moves by the old policy's gap, the policy with the new multiplier.
+    """
     agent, batch = make_agent(epsilon=1e-3, initial_multiplier=1.0, dual_lr=0.5), make_batch()
     twin = make_agent(epsilon=1e-3, initial_multiplier=1.0, dual_lr=0.5)
     before = parameters_of(agent)
@@ -399,7 +405,7 @@ class Toy(nn.Module):
     ],
 )
 def test_toy(method, epsilon, multiplier, widest, steps):
-    """The widest |pi - pit| on the way to the best action: with the constraint about sqrt(epsilon)."""
+    """The widest |pi - pit| on the way to the best action: constrained, about sqrt(epsilon)."""
     agent = make_agent(1, 1, epsilon=epsilon, initial_multiplier=multiplier)
     agent.actor, agent.actor_target, agent.critic = Toy(), Toy().requires_grad_(False), Toy()
     agent.critic_target = Toy().requires_grad_(False)
@@ -518,7 +524,7 @@ def rows_at_the_switch(folder):
 
 
 def test_every_method_starts_from_the_same_offline_phase():
-    """One offline.pt, which holds no multiplier; the evaluation at step 0 is that of the end offline."""
+    """One offline.pt, without a multiplier; the evaluation at step 0 is that of the end offline."""
     data = ["--dataset-id", pendulum()]
     first = run(*data, *TINY, "--run-name", "first", script=td3_c)
     offline = torch.load(first / "offline.pt")
@@ -566,7 +572,10 @@ def test_interrupted_and_resumed_is_the_same_run(monkeypatch, updates):
 
 
 def test_a_bound_that_never_binds_is_td3():
-    """To the bit, once the multiplier is 0: a huge dual step takes it there before the first step of the policy."""
+    """To the bit, once the multiplier is 0.
+
+    A huge dual step takes it there before the first step of the policy.
+    """
     flags = ["--dataset-id", pendulum(), *TINY]
     free = run(*flags, "--method", "td3", "--run-name", "free", script=td3_c)
     flags += ["--epsilon", 1000]

@@ -1,4 +1,4 @@
-"""WSRL: what goes on at the switch and what is dropped, the warm-up, the online losses, and a resumed run."""
+"""WSRL: what the switch keeps and drops, the warm-up, the online losses, and a resumed run."""
 
 import dataclasses
 import os

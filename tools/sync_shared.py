@@ -22,7 +22,10 @@ FENCES = [
 
 
 def block(text: str, start: str, end: str | None) -> slice:
-    """Where the block stands in `text`, fences left out. ValueError if a fence is missing or doubled."""
+    """Where the block stands in `text`, fences left out.
+
+    ValueError if a fence is missing or doubled.
+    """
     if text.count(start) != 1 or (end and text.count(end) != 1):
         raise ValueError(f"the fence {start.strip()!r} must stand exactly once")
     first = text.index(start) + len(start)

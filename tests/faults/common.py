@@ -1,4 +1,4 @@
-"""What the tests of faults share: a data set and a stopped run to spoil, and programs that may fail."""
+"""What tests of faults share: a data set and a stopped run to spoil, and programs that may fail."""
 
 import atexit
 import contextlib
@@ -175,7 +175,7 @@ def program(*command, **kwargs) -> subprocess.Popen:
 
 
 def child(name: str, *flags, memory=None, file_size=None, seconds=30) -> int:
-    """The process id of a fork of this process that runs a script; it writes `stdout` and `stderr`."""
+    """The process id of a fork of this one that runs a script; it writes `stdout` and `stderr`."""
     sys.stdout.flush()
     logs = [open(path, "w", buffering=1) for path in ("stdout", "stderr")]
     pid = os.fork()

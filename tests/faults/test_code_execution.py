@@ -1,4 +1,7 @@
-"""Somebody's data set, checkpoint or folder name never runs their code: a canary that would sing stays silent."""
+"""Somebody's data set, checkpoint or folder name never runs their code.
+
+A canary that would sing stays silent.
+"""
 
 import json
 import os
@@ -34,7 +37,7 @@ SING = "touch PWNED"
 
 @pytest.fixture(autouse=True)
 def canary(tmp_path, monkeypatch):
-    """A module whose import, and a command whose call, leaves a file: there must be none at the end."""
+    """A module whose import, and a command whose call, leaves a file: at the end there is none."""
     module = tmp_path / "canary.py"
     module.write_text("open('PWNED', 'w').close()\n\n\ndef touch(*args, **kwargs): ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))

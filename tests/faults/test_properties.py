@@ -1,4 +1,4 @@
-"""Whatever is changed in a data set or a checkpoint: it loads and is right, or one sentence says why not.
+"""Change anything in a data set or checkpoint: it loads and is right, or one sentence says why not.
 
 With SOAK=1 in the environment more examples are tried, and others each time."""
 

@@ -208,7 +208,7 @@ def no_steps(monkeypatch):
 
 
 def each(subtests, path: Path, cases: dict, attempt) -> None:
-    """Spoil a fresh copy of the checkpoint for each case {name: (keys, value)}: it must be refused."""
+    """Spoil a fresh copy of the checkpoint per case {name: (keys, value)}: it must be refused."""
     whole = path.read_bytes()
     for name, (keys, value) in cases.items():
         with subtests.test(name):
@@ -302,7 +302,7 @@ def test_arguments_in_a_checkpoint(capsys, subtests, no_steps, latest):
 
 
 def spoiled_agent(state: dict) -> dict:
-    """Cases for the entries of the agent and of the optimizer, both of a checkpoint with moments."""
+    """Cases for the entries of the agent and the optimizer, both of a checkpoint with moments."""
     nan, inf = float("nan"), float("inf")
     weight, cases = state["agent"]["actor.mean.0.weight"], {}
     wrong = {

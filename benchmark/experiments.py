@@ -87,6 +87,28 @@ LAPO_ONLINE = f"{LAPO} --online-steps 6000 --eval-every 1500 --exploration"
 SHORT = "--online-steps 10000 --eval-every 1000"
 OWN = f"--offline-steps 10000 {SHORT}"  # an offline phase of its own
 
+
+def porl(where: str, dataset: str, offline: str, shares: str) -> Experiment:
+    """PORL's three beginnings of Q, from the policies of another experiment's offline phase."""
+    return Experiment(
+        claims=[
+            Claim(
+                f"{where}, critics that learned from the frozen policy's rollouts beat new ones",
+                paper="PORL: the comparison of its summary; no number could be read",
+                pair=("presample", "random"),
+                measure="mean_after_warmup",
+            ),
+        ],
+        precondition="a score of at least 20 at the switch",
+        datasets=[dataset],
+        seeds=5,
+        offline=offline,
+        shares=shares,
+        arms={name: f"{PORL} --q-init {name}" for name in ("presample", "random", "offline")},
+        pairs=[("presample", "offline")],
+    )
+
+
 EXPERIMENTS = {
     "jsrl-gate": Experiment(
         claims=[
@@ -240,7 +262,7 @@ EXPERIMENTS = {
         datasets=[UMAZE],
         seeds=5,
         offline=WSRL_OFFLINE,
-        arms={  # 8,000 steps of learning each: the warm-up's 5,000 come on top
+        arms={  # 8,000 steps each, on top of the warm-up's 5,000
             "warm": f"{WSRL} 13000",
             "cold": f"{WSRL} 8000 --warmup-steps 0",
             "retain": f"{WSRL} 13000 --retain-offline-ratio 0.5",
@@ -296,40 +318,8 @@ EXPERIMENTS = {
         },
         pairs=[],
     ),
-    "porl-init": Experiment(
-        claims=[
-            Claim(
-                "in a maze, critics that learned from the frozen policy's rollouts beat new ones",
-                paper="PORL: the comparison of its summary; no number could be read",
-                pair=("presample", "random"),
-                measure="mean_after_warmup",
-            ),
-        ],
-        precondition="a score of at least 20 at the switch",
-        datasets=[UMAZE],
-        seeds=5,
-        offline=WSRL_OFFLINE,
-        shares="wsrl-maze",
-        arms={name: f"{PORL} --q-init {name}" for name in ("presample", "random", "offline")},
-        pairs=[("presample", "offline")],
-    ),
-    "porl-hopper": Experiment(
-        claims=[
-            Claim(
-                "on Hopper, critics that learned from the frozen policy's rollouts beat new ones",
-                paper="PORL: the comparison of its summary; no number could be read",
-                pair=("presample", "random"),
-                measure="mean_after_warmup",
-            ),
-        ],
-        precondition="a score of at least 20 at the switch",
-        datasets=["o2o/hopper/medium-v0"],
-        seeds=5,
-        offline=WSRL_LONG,
-        shares="wsrl-adam",
-        arms={name: f"{PORL} --q-init {name}" for name in ("presample", "random", "offline")},
-        pairs=[("presample", "offline")],
-    ),
+    "porl-init": porl("in a maze", UMAZE, offline=WSRL_OFFLINE, shares="wsrl-maze"),
+    "porl-hopper": porl("on Hopper", "o2o/hopper/medium-v0", offline=WSRL_LONG, shares="wsrl-adam"),
     "td3-collapse": Experiment(
         claims=[
             Claim(

@@ -10,7 +10,7 @@ A table stands in a page between two comments, of which the first says what it i
     <!-- table: last-ten iql_default.csv -->  means of ten evaluations before and after the switch
     <!-- table: demo -->                      the demo's five seeds
     <!-- table: soak -->                      what `make soak` has tried, by fault
-    <!-- table: claims -->                    every experiment of experiments.py, a row each
+    <!-- table: claims -->                    every claim of experiments.py, a row each
     <!-- table: experiment o3f-maze -->       its precondition, its arms, its paired differences
     <!-- table: costs -->                     machine and hours of every experiment
     <!-- end of table -->
@@ -131,7 +131,7 @@ def mean_online_score(run: Run, arms: dict[str, Run]) -> float:
 def mean_while_learning(run: Run, arms: dict[str, Run]) -> float:
     """Mean score over the first seven evaluations that follow an update.
 
-    So arms that begin to learn at different steps are compared after equally much of it.
+    So arms that begin to learn at different steps are compared after about equally much of it.
     """
     return statistics.fmean(run.scores[step] for step in sorted(run.updated)[:7])
 
@@ -323,6 +323,7 @@ def words_of(measure: str) -> str:
 
 
 def name_of(pair: tuple[str, str]) -> str:
+    """A difference in words; of a single arm, its name."""
     return " − ".join(filter(None, pair))
 
 
@@ -432,6 +433,7 @@ def effects_of(experiment: Experiment, claim: Claim, runs: Runs) -> str:
 
 
 def asked_of(claim: Claim) -> str:
+    """What must lie above what, for a claim to be shown."""
     return f"{name_of(claim.pair)} above {claim.margin:.0f}"
 
 

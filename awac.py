@@ -1,29 +1,32 @@
 """AWAC: advantage-weighted actor-critic (Nair, Gupta, Dalal, Levine, 2020, arXiv 2006.09359).
 
-An actor-critic that learns from fixed data climbs to wherever its critic errs upwards. AWAC keeps
-the critic, which judges the policy as it is now, but improves the policy by imitation alone: it
-clones the actions in the buffer, each with a weight that grows with how much better it is than the
-policy's own. That keeps the policy near the data, without a model of who collected them. Once the
-agent's own transitions join the data, the same two losses learn from these, too. For a transition
-(s, a, r, s', d), d = 1 at a true end, critics Q_i, target critics Qt_i, and a temperature lambda
-(--awac-lambda; small: trust the critic, large: clone the data):
+A policy that maximizes a critic learned from fixed data ends at actions that the critic
+overestimates. AWAC keeps the critic, which judges the policy as it is now, but improves the policy
+by imitation alone: it clones the actions in the buffer, each with a weight that grows with how much
+better it is than an action drawn from the policy. That keeps the policy near the data, without a
+model of who collected them. Once the agent's own transitions join the data, the same two losses
+learn from these, too. For a transition (s, a, r, s', d), d = 1 at a true end, critics Q_i, target
+critics Qt_i, a policy pi (Gaussian: a mean within the box, a deviation per entry of the action),
+and a temperature lambda (--awac-lambda; small: trust the critic, large: clone the data):
 
     critic    L_Q = sum_i E[ (r + gamma (1 - d) min_j Qt_j(s', n) - Q_i(s, a))^2 ]  n ~ pi(. | s')
     actor     L_A = -E[ min(exp(u / lambda), 100) log pi(a | s) ]
               u = min_i Q_i(s, a) - min_i Q_i(s, b), the advantage                  b ~ pi(. | s)
     target    Qt_i <- (1 - tau) Qt_i + tau Q_i
 
-n and b are clipped to the box [-1, 1]. Each loss trains the network that it is named after; what
-other networks say, and what the policy draws, is a constant to it. All networks see observations
-that are standardized with the mean and deviation of the data set.
+n and b are clipped to the box [-1, 1]; log pi is the density before clipping. L_Q trains the
+critics, L_A the policy; what other networks say, and what the policy draws, is a constant to both.
+An advantage above lambda log 100 = 4.6 lambda has the highest weight. All networks see observations
+minus the data's mean, over their deviation plus 0.001; the buffer holds them raw.
 
-What changes at the switch: the policy acts (a sample, clipped to the box; evaluated is its mean),
-and each transition joins the buffer, from which batches are uniform. There is one update per step
-from the first on, with the same losses, lambda and moments of Adam. To change lambda there, as
-figure 3 of O3F's paper does from 1 to 0.1, start a second run from the first one's offline.pt: see
-the last two commands.
+What changes at the switch: the policy acts (a sample, clipped to the box; evaluations take its
+mean), and each transition joins the buffer, from which batches are uniform. There is no warm-up:
+one update per step, with the same losses and lambda. Adam's moments carry over. To change lambda
+there, as figure 3 of O3F's paper (see o3f.py) does from 1 to 0.1, start a second run from the first
+one's offline.pt: see the last two commands.
 
-Parent: iql.py; `diff iql.py awac.py` is the method. Measured: docs/awac.md, with commands.
+Parent: iql.py; `diff iql.py awac.py` is the method, and CORL's third hidden layer and standardized
+observations. Measured: docs/awac.md, with commands.
 
 Deviations from CORL (github.com/tinkoff-ai/CORL), whose scores are the reference:
  1. Both losses see the networks as before the step, as in the authors' code
@@ -38,8 +41,8 @@ Deviations from CORL (github.com/tinkoff-ai/CORL), whose scores are the referenc
  7. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
 The cap of 100 is CORL's. rlkit has weights that sum to the size of the batch (a softmax), batches
 of 1024, weight decay of the policy, lambda 2 on locomotion, standard deviations of at most 1, and
-raw observations. O3F's paper compares with d3rlpy's AWAC: rlkit's softmax, with lambda 1. None of
-this is in here.
+raw observations; we have none of that. O3F's paper compares with d3rlpy's AWAC: rlkit's softmax,
+with lambda 1.
 
     python awac.py                                     # bundled hopper data: 100k + 50k steps
     python awac.py --awac-lambda 1 --online-steps 0 --run-name one
@@ -247,7 +250,7 @@ class ReplayBuffer:
 
 
 class Agent(nn.Module):
-    """The networks of AWAC (state_dict() is what a checkpoint holds), its optimizer and update."""
+    """The networks of AWAC (what a checkpoint holds), their optimizer and their update."""
 
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()

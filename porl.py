@@ -4,30 +4,31 @@ Paper: Xiao et al., 2025, arXiv 2505.16856. Critics that were trained offline un
 lies outside the data, and carried online they keep the policy from exploring; where a policy was
 cloned, there are no critics at all. PORL takes the policy only, without offline critics and without
 offline data. The policy first stays frozen while new critics learn, from its own rollouts, what it
-is worth; then SAC fine-tunes it. With d = 1 at a true end, critics Q_i and their targets Qt_i:
+is worth; then SAC fine-tunes it. With d = 1 at a true end, critics Q_i and their targets Qt_i, and
+a temperature alpha:
 
     offline      behaviour cloning: L_BC = -E[ log pi(a | s) ]  for the data's s and a
     stage A      the first --presample-steps online. The frozen policy acts (samples), and the
                  critics take --utd-ratio steps per environment step, each on a batch of its own:
-                 L_Q = mean_i E[ (y - Q_i(s, a))^2 ]
-                 y = r + gamma (1 - d) min_i Qt_i(s', n),  n ~ pi(. | s'),  i: two random critics
-    stage B      the same, and then once per step, on all these batches together:
-                 L_pi = E[ alpha log pi(b | s) - min_i Q_i(s, b) ],  b ~ pi(. | s)
-                 L_alpha = -log(alpha) E[ log pi(b | s) - dim(a) ]
+                 L_Q = mean_i E[ (y - Q_i(s, a))^2 ],  then  Qt_i <- (1 - tau) Qt_i + tau Q_i
+                 y = r + gamma (1 - d) min_j Qt_j(s', n),  n ~ pi(. | s'),  j: two random critics
+    stage B      the critics as before; then once per step, on all these batches together:
+                 L_pi = E[ alpha log pi(b | s) - min_i Q_i(s, b) ],  b ~ pi(. | s),  i: all critics
+                 L_alpha = -log(alpha) E[ log pi(b | s) - dim(a) ],  dim(a): entries of an action
 
-Each loss trains what it is named after; y, alpha in L_pi and log pi in L_alpha are constants.
-Batches online are uniform over the online transitions. With --online-max-backup (mazes), y in stage
-B takes the best of --num-actions actions n. In L_BC and in stage A the standard deviation of pi
-(before the tanh) is at least --min-std: critics learn nothing about actions from rollouts that are
-all alike. So stage A judges a policy that is a little noisier than the one that goes on: stage B
-has no such floor.
+L_BC and L_pi train the policy pi, L_Q the critics, L_alpha alpha; y, alpha in L_pi and log pi in
+L_alpha are constants. Batches online are uniform over the online transitions. With
+--online-max-backup (mazes), y in stage B is the highest of min_j over --num-actions actions n.
+From rollouts that are all alike, critics learn nothing about actions. So the standard deviation of
+pi (before the tanh) is at least --min-std in stage A, and in L_BC, too. Stage B has no such floor:
+stage A judges a policy that may be a little noisier than the one that goes on.
 
-What changes at the switch (but for --q-init offline): the critics are new, the temperature begins
-at --initial-alpha, and Adam has no moments. Only the policy goes on, and no batch holds offline
-data. The policy may come from a run of cal_ql.py or wsrl.py, too (--offline-checkpoint).
-By its summaries, the paper compares three ways to begin with Q: --q-init presample (PORL), random
-(stage A only collects), and offline (the checkpoint's critics, moments and temperature go on: WSRL,
-but for the floor in stage A).
+What changes at the switch from offline to online (but for --q-init offline): the critics are new,
+alpha begins at --initial-alpha, and Adam has no moments. Only the policy goes on, and no batch
+holds offline data. The policy may come from a run of cal_ql.py or wsrl.py, too
+(--offline-checkpoint). As others summarize it, the paper compares three ways to begin with Q:
+--q-init presample (PORL), random (stage A only collects), and offline (the checkpoint's critics,
+moments and alpha go on: WSRL, but for the floor in stage A).
 Parent: wsrl.py; `diff wsrl.py porl.py` is the method. Measured: docs/porl.md, with commands and
 curves.
 
@@ -37,12 +38,13 @@ update), SAC, cloned policies, and the three ways to begin with Q. All else is o
  1. The form of SAC (no entropy in y), networks, sizes, step sizes and rewards are those of wsrl.py.
     All budgets are ours, and the 5,000 steps of stage A, which count as environment steps.
  2. Stage A: critics learn once the buffer holds more than the batches of one step, as often as in
-    stage B. There is no further training at its end and no other test of when to stop.
+    stage B. Its length is fixed; there is no further training at its end.
  3. Behaviour cloning: maximum likelihood, the data's actions clipped to +-0.999, --min-std 0.1.
  4. --initial-alpha 0.1: an entropy bonus of wsrl.py's size would outweigh critics that are new.
  5. Where Q begins otherwise, stage A collects as many steps, with the same --min-std.
  6. Left out: policies of other networks (IQL's, deterministic ones); a term that keeps pi near its
-    beginning. A checkpoint must have critics of the sizes asked for, although they are not read.
+    beginning. The critics of a cal_ql.py or wsrl.py checkpoint must have the sizes asked for,
+    although only --q-init offline reads them.
 
     python porl.py                                                # bundled hopper data, cloned
     python porl.py --offline-checkpoint runs/NAME/offline.pt      # see docs/porl.md for cal_ql.py's
@@ -138,7 +140,7 @@ class Args:
     min_std: Annotated[float, 1e-9, 1.0] = 0.1  # lowest std until stage B; 1e-9: none
     q_init: Literal["presample", "random", "offline"] = "presample"  # what stage B begins with
     presample_steps: Annotated[int, 0, 10**9] = 5_000  # environment steps of stage A
-    initial_alpha: Annotated[float, 1e-6, 1e3] = 0.1  # temperature at the switch
+    initial_alpha: Annotated[float, 1e-6, 1e3] = 0.1  # alpha at the switch; not with q-init offline
     utd_ratio: Annotated[int, 1, 1000] = 4  # critic updates per environment step
     online_max_backup: bool = False  # stage B: targets take the best of N next actions; off: one
     num_actions: Annotated[int, 1, 100] = 10  # N, see --online-max-backup
@@ -146,7 +148,8 @@ class Args:
 
 
 # Settings by family, the second-to-last part of a data set's id. They are defaults: a flag wins.
-# Networks and rewards are those of wsrl.py, so that its checkpoints fit. Budgets: ours.
+# None is the paper's: networks and rewards are wsrl.py's, so that its checkpoints fit; the budgets
+# are ours.
 ONLINE = {"online_steps": 500_000, "checkpoint_every": 50_000}
 ANTMAZE = {"critic_layers": 4, "offline_steps": 250_000, "eval_episodes": 20} | ONLINE
 ADROIT = {"hidden": 512, "critic_layers": 3, "offline_steps": 20_000} | ONLINE
@@ -162,8 +165,8 @@ PAPER_SETTINGS = {
     "pointmaze": MAZE | POINTMAZE,
 }
 
-NETWORKS = "cql"  # scripts with this word and equal sizes accept each other's offline.pt
-ONLINE_ONLY = ("critic", "log_")  # begin at the switch: an offline.pt holds the policy only
+NETWORKS = "cql"  # an offline.pt of cal_ql.py or wsrl.py fits here, if the sizes are equal
+ONLINE_ONLY = ("critic", "log_")  # begin at the switch: an offline.pt has none
 METRICS = ["bc_loss", "std", "mc_return"]
 KEYS = [f"offline/{name}" for name in METRICS]
 KEYS += ["online/td_loss", "online/q", "online/actor_loss", "online/alpha", "online/entropy"]

@@ -5,30 +5,31 @@ algorithm is faster, but its first updates may ruin the policy: it collapses. Th
 causes that, for example how old and new data are mixed, and proposes a cautious form of TD3.
 Offline it is TD3+BC (Fujimoto and Gu, NeurIPS 2021, arXiv 2106.06860), which adds behaviour cloning
 to TD3 (Fujimoto et al., ICML 2018, arXiv 1802.09477). Online, a constraint on each step replaces
-the cloning term: the policy stays near its own target network.
+the cloning term: as we read the paper, the policy stays near its own target network.
 For a transition (s, a, r, s', d), d = 1 at a true end, a deterministic policy pi, critics Q_1 and
-Q_2, their slowly following copies pit and Qt_i (the target networks), and actions in [-1, 1]:
+Q_2, their slowly following copies pit and Qt_i (the target networks), actions in [-1, 1],
+c = E|Q_1(s, pi(s))| over the batch, and m = softplus(eta) with a trained number eta:
 
-    target    y = r + gamma (1 - d) min_i Qt_i(s', clip(pit(s') + n, -1, 1))
+    TD target y = r + gamma (1 - d) min_i Qt_i(s', clip(pit(s') + n, -1, 1))
                                               n ~ N(0, target_noise^2), clipped at +-noise_clip
     critic    L_Q = sum_i E[ (y - Q_i(s, a))^2 ]
     policy    L_pi = -alpha E[ Q_1(s, pi(s)) ] / c + E[ (pi(s) - a)^2 ]   offline, and td3bc online
               L_pi =       -E[ Q_1(s, pi(s)) ] / c                        td3 online
               L_pi =       -E[ Q_1(s, pi(s)) ] / c + m D                  td3c online
     gap       D = E[ (pi(s) - pit(s))^2 ]
-    dual      L_eta = m (epsilon - D),  m = softplus(eta)                 m rises while D > epsilon
+    dual      L_eta = m (epsilon - D)            its step raises m if D > epsilon, else lowers it
     targets   pit <- (1 - tau) pit + tau pi,  Qt_i <- (1 - tau) Qt_i + tau Q_i
 
-Squares of actions are means over their entries. c = E|Q_1(s, pi(s))|, over the batch. L_Q trains
-the critics, L_pi the policy, L_eta the number eta; y, c, m in L_pi, pit in D, and D in L_eta are
-constants. The critics step at every update; at every second one follow, in this order, eta (with
-td3c), policy and targets. The target policy lags behind the policy, by more the faster that moves,
-so epsilon and tau together limit, softly, how fast pi moves, and not how far it gets.
+Squares of actions are means over their entries. L_Q trains the critics, L_pi the policy, L_eta the
+number eta. Constants are y; in L_pi c, m, Q_1's weights and pit; in L_eta D. Every update steps the
+critics; every second one then steps eta (td3c only), the policy and the targets, in this order. A
+policy whose actions drift by v at each of its steps is about v / tau ahead of its target policy.
+So D near epsilon means a speed near tau sqrt(epsilon): that is limited, not how far pi gets.
 
 What changes at the switch: the policy's loss becomes that of --method, and Adam's moments are
 cleared. The policy acts with noise (evaluated is pi without it), and --online-replay mixes the
 batches: append (uniform over data set and online transitions), online_only, or symmetric (half of
-each). There is one update per environment step, once the new transitions could fill a batch.
+each). From step --batch-size on, there is one update per step.
 What does not change: observations are standardized with the mean and deviation of the data set.
 Parent: none, the root of its family. (docs/td3_c.md)
 
@@ -132,13 +133,13 @@ class Args:
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of policy and critics
-    alpha: Annotated[float, 0.0, 1e6] = 2.5  # weight of Q beside the cloning term; 0 clones only
+    alpha: Annotated[float, 0.0, 1e6] = 2.5  # offline, td3bc: weight of Q; 0 clones only
     target_noise: Annotated[float, 0.0, 10.0] = 0.2  # std of the noise on actions in the target
     noise_clip: Annotated[float, 0.0, 10.0] = 0.5  # that noise is clipped at +- this
     method: Literal["td3c", "td3", "td3bc"] = "td3c"  # policy's loss online: see the docstring
     online_replay: Literal["append", "online_only", "symmetric"] = "append"  # mixture of a batch
     exploration_noise: Annotated[float, 0.0, 10.0] = 0.1  # std of the noise on actions online
-    epsilon: Annotated[float, 0.0, 1e3] = 1e-3  # td3c: bound of the gap, which is at most 4
+    epsilon: Annotated[float, 0.0, 1e3] = 1e-3  # td3c: the gap is held at it; below 4
     initial_multiplier: Annotated[float, 1e-6, 1e4] = 10.0  # td3c: m at the switch
     dual_lr: Annotated[float, 0.0, 1e3] = 1e-2  # td3c: Adam step size of eta
 
@@ -283,7 +284,7 @@ class Agent(nn.Module):
         self.compiled_actor_loss = compiled(self.actor_loss, args, device)
 
     def measure(self, obs: np.ndarray) -> None:
-        """Set the statistics that observations are standardized with, from those of the data."""
+        """Take mean and deviation of the data's observations (N, obs_dim), for standardized()."""
         self.obs_mean.copy_(torch.from_numpy(obs.mean(0, dtype=np.float64)))
         self.obs_std.copy_(torch.from_numpy(obs.std(0, dtype=np.float64)))
 
@@ -293,7 +294,7 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: torch.Tensor, deterministic: bool) -> torch.Tensor:
-        """Action in [-1, 1] for one observation or a batch: the policy's, or with noise."""
+        """Action in [-1, 1] for one observation or a batch; unless deterministic, with noise."""
         actions = self.actor(self.standardized(obs))
         if deterministic:
             return actions

@@ -718,7 +718,8 @@ def test_verdicts():
     assert claim(above, above) == "shown"
     assert claim(above, around) == "shown on d only"
     assert claim(above, below) == "mixed: shown on d, refuted on e"
-    assert claim(below, around) == "not shown"
+    assert claim(around, around) == "not shown"
+    assert claim(below, around) == "refuted on d only"
     assert claim([-5.0, -6.0, -7.0, -6.0]) == "refuted here"
     assert claim([-3.0, -2.0, -3.0, -2.0], margin=-5.0) == "shown"
     assert claim(above, above, holds="d") == "shown (testable on d only)"
@@ -785,9 +786,11 @@ def test_table_of_speeds(monkeypatch):
 
 
 def test_table_of_a_comparison(monkeypatch):
-    """An arm's time includes the offline phase that it starts from."""
+    """An arm's time includes the offline phase that it starts from; the end: three evaluations."""
     runs = {("d", "offline"): {0: tables.Run(scores={0: 10.0}, seconds=60.0)}}
-    runs["d", "shared"] = {0: tables.Run(scores={5: 20.0, 10: 40.0}, seconds=120.0)}
+    runs["d", "shared"] = {
+        0: tables.Run(scores={5: 10.0, 10: 20.0, 15: 40.0, 20: 60.0}, seconds=120.0)
+    }
     runs["d", "own"] = {0: tables.Run(scores={0: 1.0, 5: 2.0, 10: 3.0}, seconds=60.0)}
     experiment = dataclasses.replace(
         EXPERIMENTS["comparison"],
@@ -797,8 +800,8 @@ def test_table_of_a_comparison(monkeypatch):
     monkeypatch.setitem(EXPERIMENTS, "comparison", experiment)
     monkeypatch.setattr(tables, "read", lambda name: runs)
     assert tables.comparison_table("comparison")[2:] == [
-        "| shared | 1 | 10.0 | 30.0 | 40.0 | 3 |",
-        "| own | 1 | 1.0 | 2.5 | 3.0 | 1 |",
+        "| shared | 1 | 10.0 | 32.5 | 40.0 | 3 |",
+        "| own | 1 | 1.0 | 2.5 | 2.5 | 1 |",
         "| none | 0 | not run yet | - | - | - |",
     ]
 

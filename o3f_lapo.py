@@ -1,19 +1,21 @@
 """O3F on LAPO: the search of o3f.py, with latent policies and REDQ's critics below it.
 
-Papers: O3F, Sobol Mark et al., 2022, OpenReview 2x8EKbGU51k; LAPO, X. Chen et al., NeurIPS 2022,
-arXiv 2203.08949; REDQ, X. Chen et al., ICLR 2021, arXiv 2101.05982. o3f.py has O3F's search on top
-of IQL; the paper's average over 12 tasks is with LAPO. LAPO learns to reconstruct the data's
-actions with a conditional VAE, in which a good action counts nine times as much as another one, so
-that its latent codes come to stand for good actions. A small policy picks the code whose action the
-critics like best. Its actions stay near the data, because the decoder can only say what it has
-learned. All networks see z-scores of observations and actions, by the data's mean and spread.
+Papers: O3F (optimistic action selection), Sobol Mark et al., 2022, OpenReview 2x8EKbGU51k; LAPO
+(latent-variable advantage-weighted policy), X. Chen et al., NeurIPS 2022, arXiv 2203.08949; REDQ
+(randomized ensembled double Q-learning), X. Chen et al., ICLR 2021, arXiv 2101.05982. o3f.py has
+O3F's search on top of IQL; O3F's average over 12 tasks is with LAPO. LAPO learns to reconstruct the
+data's actions with a conditional VAE, in which a good action (see w below) counts nine times as
+much as another one, so that its latent codes come to stand for good actions. A policy is trained to
+give codes whose actions the critics value highly. These stay near the data, because the decoder can
+only say what it has learned. All networks see z-scores of observations and actions, by the data's
+mean and spread.
 
-For a transition (s, a, r, s', d), d = 1 at a true end, critics Q_j, their targets Qt_j, a value V
-without a target, encoder enc, decoder dec, latent policy p, and the targets dect and pt of the last
-two:
+For a transition (s, a, r, s', d), d = 1 at a true end, critics Q_j, j <= --num-critics, a value V,
+encoder enc, decoder dec, latent policy p, and slowly following copies (target networks) Qt_j, dect
+and pt of critics, decoder and policy:
 
     mix       M(s, z) = lambda min_j Qt_j(s, dect(s, z)) + (1 - lambda) max_j Qt_j(s, dect(s, z)),
-                                       over the same two random j (--critic-subset) in min and max
+                                over the same --critic-subset random j, drawn anew for each batch
     critic    L_Q = sum_j E[ (r + gamma (1 - d) V(s') - Q_j(s, a))^2 ]
     value     L_V = E[ (clip(M(s, pt(s) + xi), low, high) - V(s))^2 ]    xi: 0.1 eps, within +-0.2
     weight    w = kappa where r + gamma (1 - d) M(s', pt(s')) > V(s), else 1 - kappa
@@ -21,45 +23,46 @@ two:
               KL = sum_k (mu_k^2 + sd_k^2 - 1 - log sd_k^2) / 2
     policy    L_p = -E[ mean_j Q_j(s, dect(s, p(s))) ]       |p(s)| <= z_max, by a tanh
 
-eps: standard normal. low and high are the least and the most that rewards can add up to (in mazes
-with --single-reward, the one at the goal). Each loss trains what stands before it: w and the
-targets of L_Q and L_V are constants, and L_p goes through Q_j and dect without moving them. A step
-is --utd-ratio times critic and value, each time on another batch and with the target critics
-following, then once CVAE and policy on the last batch, and their targets.
+eps: standard normal. low = min(0, lowest r / (1 - gamma)), high = max(0, highest r / (1 - gamma));
+with --single-reward (mazes: the only reward is at the goal) high = max(0, highest r). L_Q trains
+the critics, L_V the value, L_VAE enc and dec, L_p the policy: w and what L_Q and L_V regress on are
+constants, and L_p goes through Q_j and dect without moving them. A step is --utd-ratio times
+critics and value, each time on another batch and with Qt following, then once CVAE and policy on
+the last batch, with dect and pt following.
 
 What changes at the switch: --utd-ratio takes effect (offline it is 1), and online transitions join
-the data: batches are uniform over both. The actions that collect them come from O3F's search.
-Around the policy's action b, which is dect(s, p(s)) in the units of the box and clipped to it,
+the data: batches are uniform over their union. The actions that collect them come from O3F's
+search. Around the policy's action b, which is dect(s, p(s)) back in the units of the environment
+and clipped to the box [-1, 1],
 
     c_i = clip(b + sigma eps_i, -1, 1)                       eps_i ~ N(0, I), i <= N
     f_i = mean_j Q_j(s, c_i) + omega std_j Q_j(s, c_i)       std: of the population
     execute and store c_k,  k = argmax_i f_i
 
---exploration gives comparators: noise (the paper's: one perturbation, no choice) and plain (ours: b
+--exploration gives comparators: noise (O3F's: one perturbation, no choice) and plain (ours: b
 itself). Evaluated is b, without the search; what the search achieves is online/episode_return.
-Parent: none, the root of a family of one. But explore() is that of o3f.py, line by line, except the
-line that computes `center`.
+Parent: none. But explore() is that of o3f.py, line by line, except the line that computes `center`.
 Measured: docs/o3f_lapo.md, with commands and seeds.
 
 No code of O3F is known. From its paper: five critics, N = 100, sigma 0.2 on locomotion and 0.05 on
 antmaze and kitchen, omega 0, targets by REDQ, 20 updates of the critics per step. LAPO is that of
-its authors' code (pcchenxi/LAPO-offlienRL on GitHub). Our choices where the papers are silent, and
-our deviations:
+its authors' implementation (pcchenxi/LAPO-offlienRL on GitHub), "LAPO's code" below. Our choices
+where the papers are silent, and our deviations:
  1. Two critics in M (REDQ's default), drawn anew each time; lambda as in LAPO. CVAE and policy move
     once per environment step, as REDQ's policy does.
  2. L_p takes the mean of all critics, as REDQ does; LAPO's code takes the first of its two.
- 3. One step of Adam on L_Q + L_V, as in LAPO's code, and one on L_VAE + L_p, which equals its two
-    steps one after the other: neither loss reads what the other one moves. But here the target
-    critics have followed when w is computed; in LAPO's code all targets follow last.
+ 3. One step of Adam on L_Q + L_V, as in LAPO's code, and one on L_VAE + L_p, which equals that
+    code's two steps one after the other: neither loss reads what the other one moves. But here the
+    target critics have followed when w is computed; in LAPO's code all targets follow last.
  4. low and high enclose 0, because an episode may end, and rewards online widen them. What never
     varies in the data is only centred; LAPO's code adds 1e-6 to every spread.
  5. w has two levels, as in LAPO's code. In its paper, as we remember it, w is exponential in the
     advantage.
- 6. Online critics score the candidates; b is not among them and is clipped first (LAPO's code
-    leaves that to the environment). b is not drawn: LAPO's policy is deterministic.
+ 6. The critics, not their targets, score the candidates; b is not among them and is clipped first
+    (LAPO's code leaves that to the environment). b is not drawn: LAPO's policy is deterministic.
  7. Settings. Pointmaze has antmaze's with maze2d's beta; Adroit, which LAPO did not run, has
-    kitchen's; sigma of these is ours. So are the budgets: those of locomotion and pointmaze are for
-    a CPU, all others have the 500k steps online that O3F shows for halfcheetah.
+    kitchen's; sigma of these two is ours. So are the budgets: those of locomotion and pointmaze are
+    for a CPU, all others have the 500k steps online that O3F shows (for halfcheetah).
  8. Mazes: observations hold the desired goal too; episodes end at the first success, in data and
     environment. The last transition of a timed-out episode is kept.
  9. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
@@ -148,7 +151,7 @@ class Args:
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
     learning_rate: Annotated[float, 0.0, 1.0] = 2e-4  # Adam step size of all networks
-    num_critics: Annotated[int, 1, 100] = 5  # m, size of the critic ensemble
+    num_critics: Annotated[int, 1, 100] = 5  # size of the critic ensemble
     critic_subset: Annotated[int, 1, 100] = 2  # critics drawn for each target, without repeats
     min_weight: Annotated[float, 0.0, 1.0] = 1.0  # lambda, of the subset's minimum; rest: maximum
     utd_ratio: Annotated[int, 1, 1000] = 20  # critic updates per environment step, online
@@ -160,7 +163,7 @@ class Args:
     sigma: Annotated[float, 0.0, 10.0] = 0.2  # standard deviation of the perturbations
     omega: Annotated[float, -1e6, 1e6] = 0.0  # weight of the critics' disagreement in the score
     normalize_rewards: bool = False  # rewards / highest reward in the data
-    single_reward: bool = False  # an episode ends with its only reward: high is its maximum
+    single_reward: bool = False  # an episode ends with its only reward: high is the highest
 
 
 # The settings of LAPO's code with O3F's sigma, by family, the second-to-last part of a data set's
@@ -179,7 +182,7 @@ PAPER_SETTINGS = {
 }
 
 NETWORKS = "lapo"  # scripts with this word and equal sizes accept each other's offline.pt
-ONLINE_ONLY = ()  # parts of the agent that begin at the switch; an offline.pt is without them
+ONLINE_ONLY = ("value_low", "value_high")  # an offline.pt is without them: the data tell them
 METRICS = ["critic_loss", "value_loss", "vae_loss", "kl", "actor_loss"]
 METRICS += ["q", "v", "advantage", "good_rate"]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]

@@ -692,8 +692,8 @@ def test_one_pretraining_serves_all_arms(capsys):
     # The bounds are those of the data and of this run's flags, not of the run before.
     flags = ["--single-reward", "--online-steps", "0", "--offline-checkpoint", str(start)]
     single = torch.load(run("--run-name", "single", *flags) / "latest.pt", weights_only=True)
-    double = torch.load(start.with_name("latest.pt"), weights_only=True)
-    assert 0 < single["agent"]["value_high"] < double["agent"]["value_high"]
+    usual = torch.load(start.with_name("latest.pt"), weights_only=True)
+    assert 0 < single["agent"]["value_high"] < usual["agent"]["value_high"]
     flags = ["--dataset-id", "test/pendulum/random-v0", *TINY, "--online-steps", "0"]
     o3f.main(o3f.parse_args([*flags, "--run-name", "iql"]))
     with pytest.raises(SystemExit):

@@ -42,7 +42,7 @@ Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
     they run CQL, not Cal-QL, and with layer norm. Pointmaze's are ours: antmaze's rewards, but a
     small w, layer norm, a longer horizon, a faster policy and faster targets. Adroit's were chosen
     for rewards of -1 and 0, as 10 r + 5; hammer, which the authors do not run, has door's. Ours:
-    how often is evaluated, the budgets of locomotion and pointmaze.
+    evaluations but for antmaze's 20 episodes, the budgets of locomotion and pointmaze.
  5. Mazes: observations hold the desired goal too; episodes end at the first success, in data and
     environment. Elsewhere rewards and episodes stay as they are. The authors end an episode of
     Adroit at its success; WSRL ends one of kitchen when all four subtasks are done.

@@ -17,7 +17,7 @@ the data, with one update per step; a decayed step size is full again. Parent: n
 Deviations from the authors' code (github.com/ikostrikov/implicit_q_learning):
  1. All losses see the networks as before the step. Theirs update V first, and use the new V.
  2. Online rewards get the scale of the offline ones. Online theirs are raw on locomotion.
- 3. The last transition of a timed-out episode is kept, and a time limit never cuts the bootstrap.
+ 3. The last transition of a timed-out episode is kept (a time limit never cuts the bootstrap).
  4. --normalize-returns takes recorded episodes; theirs looks for jumps between observations.
  5. Mazes: observations hold the goal, and episodes end at the first success, in data and task.
  6. The actor's step size is constant, as in their fine-tuning; offline theirs is --actor-lr-decay.

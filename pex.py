@@ -24,9 +24,9 @@ without an update; then one update per step on batches of which --offline-ratio 
 set, the rest from interaction. So the evaluations up to the warm-up's end show the composite as it
 begins, and that at the switch the offline policy.
 
---baseline gives the paper's comparators: direct (the offline policy itself is trained on), buffer
-(no pre-training), scratch (no pre-training, no offline data). The target critic of direct is a new
-copy of the critic.
+--baseline gives the comparators of the authors' code: direct (the offline policy itself is trained
+on), buffer (no pre-training), scratch (no pre-training, no offline data). The target critic of
+direct is a new copy of the critic.
 
 Parent: iql.py; `diff iql.py pex.py` is the method. Measured: docs/pex.md, with commands, seeds and
 curves.
@@ -43,7 +43,7 @@ Deviations from the authors' code (github.com/Haichao-Zhang/PEX):
     locomotion.
  6. The new policy starts as in iql.py (orthogonal, gain sqrt(2)), theirs with Xavier weights;
     online rows are drawn with replacement, theirs without.
- 7. All that iql.py lists under its deviations holds here too.
+ 7. Of iql.py's deviations, 3, 5 and 8 hold here, too.
 
     python pex.py                                              # bundled hopper data
     python pex.py --offline-checkpoint runs/NAME/offline.pt    # from a run of iql.py or pex.py

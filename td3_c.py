@@ -34,16 +34,17 @@ What does not change: observations are standardized with the mean and deviation 
 Parent: none, the root of its family. (docs/td3_c.md)
 
 Deviations. No code of the authors is known, and of the paper only its abstract and beginning could
-be read. That each step is constrained is theirs; that the constraint is the distance to the target
-network is how we understand it, and 1 to 3 complete it. 4 to 8 are about the offline phase, and are
-deviations from TD3+BC's code (github.com/sfujim/TD3_BC).
+be read. That the online procedure is a cautious one is theirs. That each step is constrained, by
+the distance to the target network, is how we understand it, and 1 to 3 complete it. 4 to 8 are
+about the offline phase, and are deviations from TD3+BC's code (github.com/sfujim/TD3_BC).
  1. The constraint's form: gap, epsilon, multiplier, its start and step size, the order of steps.
  2. The division by c in td3 and td3c. TD3's loss is -E[Q_1]. A constant factor hardly changes what
     Adam does, but beside m D it matters.
  3. The new moments of Adam, the wait for a batch, and the three modes of replay. The noise on
     actions is that of TD3's code, without its random actions at the beginning.
  4. Settings: locomotion has TD3+BC's, antmaze the rewards and Adroit the raw rewards of CORL
-    (github.com/tinkoff-ai/CORL). Pointmaze, kitchen and ant are ours, and so are all budgets.
+    (github.com/tinkoff-ai/CORL). Ours: pointmaze, kitchen, ant, all online budgets, and the offline
+    one of locomotion.
  5. The last transition of a timed-out episode is kept.
  6. Mazes: observations hold the goal, and episodes end at the first success, in data and task.
  7. The data's actions are clipped to +-(1 - 1e-5).

@@ -35,7 +35,8 @@ Deviations from the authors' code (github.com/zhouzypaul/wsrl):
     Cal-QL's form of them. Theirs: a softplus multiplier without w and a softplus temperature, an
     entropy estimate in the next states, a constant std on antmaze, other initial weights, and one
     last layer that all critics share.
- 3. Budgets of locomotion and pointmaze: what a CPU can afford. How often is evaluated: ours.
+ 3. Budgets of locomotion and pointmaze: what a CPU can afford. Evaluations: ours but for antmaze's
+    20 episodes.
  4. --retain-offline-ratio holds in every minibatch; theirs puts all offline rows into some of them.
  5. Deviations 3, 5, 6 and 7 of cal_ql.py. Of its 2: target and gap share the draws n_k. Of its 4:
     Adroit's settings were chosen for other rewards, and pointmaze's are ours.

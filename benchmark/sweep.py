@@ -238,12 +238,13 @@ def about(folder: Path, config: dict) -> dict[str, str]:
 
 
 def read_training(folder: Path, tag: str = "") -> list[dict[str, str]]:
-    """One row per training episode of a run; with the guide's share of it, where there is one."""
+    """One row per training episode of a run; with a guide, its share of the steps and the stage."""
     run = identity(json.loads((folder / "config.json").read_text()), tag)
     rows, share = [], {}
     for row in read_table(folder / "metrics.csv"):
         if row.get("online/guide_share"):  # logged just before the return
             share = {"guide_share": f"{float(row['online/guide_share']):.4g}"}
+            share["stage"] = row["online/stage"].removesuffix(".0")
         if row["online/episode_return"]:
             number = f"{float(row['online/episode_return']):.6g}"
             length = f"{float(row['online/episode_length']):.0f}"
@@ -271,7 +272,7 @@ def read_losses(folder: Path, tag: str = "") -> list[dict[str, str]]:
             for key in row:
                 if key.startswith(f"{phase}/") and "/episode_" not in key and row[key]:
                     logged[key.partition("/")[2]] = f"{float(row[key]):.5g}"
-            if logged:
+            if any("loss" in name for name in logged):  # some scripts log more between them
                 losses = {"phase": phase} | logged
         phase = "online" if int(row["step"]) > 0 else "offline"
         if row["eval/return"] and losses.get("phase") == phase:
@@ -322,7 +323,10 @@ def check_header(folder: Path, header: str) -> None:
         return
     first = log.read_text(errors="replace").split("\n")[0]
     if first.startswith("$ ") and first != header:
-        stop(f"{folder} was made with other arguments (see {log}, line 1): give these a --tag")
+        stop(
+            f"{folder} was made with other arguments (see {log}, line 1): give these a --tag; of an"
+            " experiment, remove it, and with an offline phase all that began from it"
+        )
 
 
 def clear(folder: Path) -> None:
@@ -484,6 +488,8 @@ def steps_of(job: Job) -> float:
 
 def cost(job: Job, jobs: list[Job]) -> float:
     """Seconds that a run takes: as finished ones of its arm, else by what a step usually takes."""
+    if finished(job.folder):  # only its probe is missing
+        return 0.0
     alike = [other for other in jobs if other.tag == job.tag and other.complete]
     if alike:
         files = [other.folder / "summary.json" for other in alike]

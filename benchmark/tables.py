@@ -74,8 +74,8 @@ class Run:
     returns: list[float] = dataclasses.field(default_factory=list)  # training episodes, in order
     evaluated: dict[int, float] = dataclasses.field(default_factory=dict)  # returns, not scores
     updated: list[int] = dataclasses.field(default_factory=list)  # evaluations online after updates
-    # Of jsrl_finetune.py's training episodes: last step, length, the guide's share of it.
-    guided: list[tuple[int, int, float]] = dataclasses.field(default_factory=list)
+    # Of jsrl_finetune.py's training episodes: last step, length, the guide's share of it, stage.
+    guided: list[tuple[int, int, float, float]] = dataclasses.field(default_factory=list)
     seconds: float = math.nan
     machine: str = ""
 
@@ -86,8 +86,12 @@ Runs = dict[tuple[str, str], dict[int, Run]]  # (data set, arm) -> seed -> run
 
 
 def read(name: str) -> Runs:
-    """All runs of an experiment; empty if it has not been run."""
+    """All runs of an experiment; empty if it has not been run.
+
+    Runs of one arm that were told different things make no table: ValueError.
+    """
     runs: Runs = {}
+    told: dict[tuple[str, str], str] = {}  # (data set, tag) -> arguments
 
     def run_of(row: dict[str, str]) -> Run:
         is_offline = name in EXPERIMENTS and row["tag"] == offline_tag(name)
@@ -103,6 +107,9 @@ def read(name: str) -> Runs:
         if row["machine"]:
             run.machine = row["machine"]
             run.seconds = float(row["seconds"])
+            arm = row["dataset"], row["tag"]
+            if told.setdefault(arm, row["arguments"]) != row["arguments"]:
+                raise ValueError(f"{name}.csv: seeds of {arm} were run with different arguments")
     for row in read_table(RESULTS / f"{name}_losses.csv"):
         if int(row["step"]) > 0:
             run_of(row).updated.append(int(row["step"]))
@@ -110,7 +117,7 @@ def read(name: str) -> Runs:
         run_of(row).returns.append(float(row["return"]))
         if row.get("guide_share"):
             episode = int(row["step"]), int(row["length"]), float(row["guide_share"])
-            run_of(row).guided.append(episode)
+            run_of(row).guided.append((*episode, float(row.get("stage") or math.nan)))
     return runs
 
 
@@ -149,9 +156,19 @@ def final_learner(run: Run, arms: dict[str, Run]) -> float:
 def learner_share(run: Run, arms: dict[str, Run]) -> float:
     """Share of steps in which the learner acts, in per cent, second half of the online phase."""
     last = max(run.scores)
-    late = [(length, share) for step, length, share in run.guided if step > last / 2]
+    late = [(length, share) for step, length, share, _ in run.guided if step > last / 2]
     acted = sum(length * (1 - share) for length, share in late)
     return 100 * acted / sum(length for length, _ in late)
+
+
+def late_stage(run: Run, arms: dict[str, Run]) -> float:
+    """Mean stage of the training episodes (10: the learner alone), second half of the online phase.
+
+    The learner's share of the steps would not tell: the guide's h steps are few in an episode that
+    the learner then does not solve.
+    """
+    last = max(run.scores)
+    return statistics.fmean(stage for step, _, _, stage in run.guided if step > last / 2)
 
 
 def training_success(run: Run, arms: dict[str, Run]) -> float:
@@ -189,6 +206,7 @@ MEASURES = {
         mean_after_warmup,
         final_learner,
         learner_share,
+        late_stage,
         training_success,
         training_return,
         lowest_ten,
@@ -305,13 +323,14 @@ PRECONDITIONS = {
 def measured(
     experiment: Experiment, runs: Runs, dataset: str, measure: str
 ) -> dict[str, dict[int, float]]:
-    """A measure of every run online: {arm: {seed: number}}."""
+    """A measure of every run online, of the planned seeds: {arm: {seed: number}}."""
     found: dict[str, dict[int, float]] = {}
     for arm in experiment.arms:
         for seed, run in sorted(runs.get((dataset, arm), {}).items()):
             known = [*experiment.arms, "offline"]
             arms = {other: runs.get((dataset, other), {}).get(seed) for other in known}
-            if run.scores and None not in arms.values():  # seeds that have every arm
+            complete = run.scores and None not in arms.values()  # seeds that have every arm
+            if complete and seed < experiment.seeds:
                 found.setdefault(arm, {})[seed] = MEASURES[measure](run, arms)
     return found
 
@@ -400,6 +419,8 @@ def experiment_table(name: str) -> list[str]:
         if name in PRECONDITIONS:
             words, holds = PRECONDITIONS[name](name, dataset, runs)
             word = "holds" if holds else "does not hold"
+            if len(effect(experiment, experiment.claims[0], runs, dataset)) < experiment.seeds:
+                word = "is open"
             lines += [f"`{dataset}`: the precondition {word} ({words}).", ""]
         for measure in dict.fromkeys(claim.measure for claim in experiment.claims):
             pairs = [claim.pair for claim in experiment.claims if claim.measure == measure]
@@ -504,15 +525,14 @@ def comparison_table(name: str) -> list[str]:
 
 
 def costs_table() -> list[str]:
-    """What the experiments took."""
+    """What the experiments took; a shared offline phase counts where it was planned first."""
     lines = ["| experiment | runs | hours in all | machine of each run |", f"|{'---|' * 4}"]
-    for name in EXPERIMENTS:
-        found = [
-            run
-            for (_, arm), seeds in read(name).items()
-            for run in seeds.values()
-            if run.machine and not (arm == "offline" and EXPERIMENTS[name].shares)
-        ]
+    for name, experiment in EXPERIMENTS.items():
+        found = []
+        lender = read(experiment.shares) if experiment.shares else {}
+        for key, seeds in read(name).items():
+            counted = lender.get(key, {}) if key[1] == "offline" else {}
+            found += [run for seed, run in seeds.items() if run.machine and seed not in counted]
         if found:
             hours = sum(run.seconds for run in found) / 3600
             machines = ", ".join(sorted({run.machine for run in found}))
@@ -652,29 +672,41 @@ def number_of(word: str) -> float:
 
 
 def draw(name: str) -> None:
-    """Curves of an experiment and, below them, its paired differences."""
+    """Curves of an experiment and, below them, its paired differences: data sets that were run."""
     experiment, runs = EXPERIMENTS[name], read(name)
-    columns = len(experiment.datasets)
-    size = (6.4 * columns, 7.2)
-    fig, axes = plt.subplots(2, columns, figsize=size, squeeze=False, layout="constrained")
-    for column, dataset in enumerate(experiment.datasets):
-        measure = experiment.claims[0].measure
-        numbers = measured(experiment, runs, dataset, measure)
-        curves = {}
-        if numbers:
-            seeds = next(iter(numbers.values()))
-            curves["offline"] = {seed: runs[dataset, "offline"][seed].scores for seed in seeds}
+    measure = experiment.claims[0].measure
+    found = {
+        dataset: measured(experiment, runs, dataset, measure) for dataset in experiment.datasets
+    }
+    found = {dataset: numbers for dataset, numbers in found.items() if numbers}
+    size = (6.4 * len(found), 7.2)
+    fig, axes = plt.subplots(2, len(found), figsize=size, squeeze=False, layout="constrained")
+    for column, (dataset, numbers) in enumerate(found.items()):
+        seeds = next(iter(numbers.values()))
+        curves = {"offline": {seed: runs[dataset, "offline"][seed].scores for seed in seeds}}
+        of = ""
         for arm, seeds in numbers.items():
             curves[arm] = {seed: runs[dataset, arm][seed].scores for seed in seeds}
+            if measure == "final_learner":  # else the guide would be drawn, too
+                curves[arm] = {seed: runs[dataset, arm][seed].learner for seed in seeds}
+                of = " of the learner alone"
         colors = {"offline": "black"} | plot.colors_of(experiment.arms)
         ax = axes[0, column]
         plot.draw_curves(ax, curves, colors)
-        ax.set(xlabel="gradient steps | environment steps", ylabel="score")
+        ax.set(xlabel="gradient steps | environment steps", ylabel=f"score{of}")
         place = {"loc": "lower center", "bbox_to_anchor": (0.3, 1.0), "ncols": 2}
         ax.legend(**place, frameon=False, fontsize="small", title=dataset)
-        claimed = [claim.pair for claim in experiment.claims if claim.measure == measure]
-        pairs = {name_of(pair): difference(numbers, pair) for pair in [*claimed, *experiment.pairs]}
+        margins = {  # of the claims: a level is no difference
+            claim.pair: claim.margin
+            for claim in experiment.claims
+            if claim.measure == measure and claim.pair[1]
+        }
+        shown = dict.fromkeys([*margins, *experiment.pairs])
+        pairs = {name_of(pair): difference(numbers, pair) for pair in shown}
         plot.draw_differences(axes[1, column], pairs, plot.colors_of(pairs))
+        for row, margin in enumerate(margins.values()):
+            if margin != 0:  # what a claim asks for
+                axes[1, column].plot([margin] * 2, [row - 0.4, row + 0.4], "k:")
         words = textwrap.fill(f"differences of: {words_of(measure)}", 50)
         axes[1, column].set(xlabel=words)
     for form in ("png", "svg"):
@@ -713,8 +745,7 @@ def main(args: Args) -> None:
     for name in FIGURES:
         draw_page(name)
     for name, experiment in EXPERIMENTS.items():
-        planned = experiment.datasets if experiment.claims else []
-        if any(dataset in planned for dataset, _ in read(name)):
+        if experiment.claims and effects_of(experiment, experiment.claims[0], read(name)) != "-":
             draw(name)
 
 

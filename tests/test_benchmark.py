@@ -711,6 +711,8 @@ def claim(*differences: list[float], holds: str = "de", margin: float = 0.0) -> 
 def test_verdicts():
     assert claim([]) == "not run yet"
     assert claim([5.0, 6.0]) == "open: 2 of 4 pairs"
+    assert claim([5.0, 6.0, 7.0, 6.0, 5.0, 6.0, 7.0, 6.0], []) == "open: 4 of 8 pairs"
+    assert claim([-5.0, 6.0, 7.0, -6.0, *[6.0] * 99]) == "not shown"  # seeds beyond the plan
     assert claim([5.0, 6.0, 7.0, 6.0]) == "shown"
     assert claim([5.0, 6.0, 7.0, 6.0], holds="") == "not testable here"
     assert claim([-5.0, 6.0, 7.0, -6.0]) == "not shown"
@@ -735,7 +737,7 @@ def test_measures():
     values = {-6: 1000.0, -4: 1.0, -3: 2.0, -2: 3.0, -1: 4.0, 0: 15.0}  # the last five: mean 5
     arms["offline"] = tables.Run(scores=values, evaluated=values)
     run.learner = {step: float(step) for step in range(1, 8)}
-    run.guided = [(10, 10, 1.0), (3760, 5, 0.9), (7500, 15, 0.5)]  # the first one is too early
+    run.guided = [(10, 10, 1.0, 9), (3760, 5, 0.9, 2), (7500, 15, 0.5, 6)]  # the first: too early
     assert tables.mean_online_score(run, arms) == 50.0
     assert tables.mean_after_warmup(run, arms) == 90.0
     learned = {step: float(step) for step in range(12)}  # from 3 on, so 3 to 9 count
@@ -743,6 +745,7 @@ def test_measures():
     assert tables.mean_while_learning(run_from_3, arms) == 6.0
     assert tables.final_learner(run, arms) == 5.0
     assert tables.learner_share(run, arms) == pytest.approx(40.0)
+    assert tables.late_stage(run, arms) == 4.0
     assert tables.training_success(run, arms) == 75.0
     assert tables.training_return(run, arms) == 0.75
     assert tables.lowest_ten(run, arms) == 25.0  # five of the first ten, half as good as the guide
@@ -750,19 +753,69 @@ def test_measures():
     assert tables.lowest_of_switch(run, arms) == 10.0
 
 
-def test_training_episodes_carry_the_guides_share():
+def test_training_episodes_carry_the_guides_share_and_stage():
     """It is logged before the return of its episode, in a row of its own."""
     folder = Path("runs/one")
     folder.mkdir(parents=True)
     Path(folder, "config.json").write_text(json.dumps(CONFIG))
-    lines = ["step,online/guide_share,online/td_loss,online/episode_return,online/episode_length"]
-    lines += ["9,0.75,,,", "9,,,3,9", "10,,1,,", "19,0.5,,,", "19,,,4,10"]
+    lines = ["step,online/guide_share,online/stage,online/td_loss"]
+    lines[0] += ",online/episode_return,online/episode_length"
+    lines += ["9,0.75,1,,,", "9,,,,3,9", "10,,,1,,", "19,0.5,2.0,,,", "19,,,,4,10"]
     Path(folder, "metrics.csv").write_text("\n".join(lines) + "\n")
     rows = sweep.read_training(folder)
-    assert [(row["step"], row["return"], row["guide_share"]) for row in rows] == [
-        ("9", "3", "0.75"),
-        ("19", "4", "0.5"),
+    assert [(row["step"], row["return"], row["guide_share"], row["stage"]) for row in rows] == [
+        ("9", "3", "0.75", "1"),
+        ("19", "4", "0.5", "2"),
     ]
+
+
+def test_losses_are_those_of_the_last_update():
+    """A row without a loss (what pex.py logs of each episode) is none of them."""
+    folder = Path("runs/one")
+    folder.mkdir(parents=True)
+    Path(folder, "config.json").write_text(json.dumps(CONFIG))
+    lines = ["step,online/new_policy_share,online/td_loss,eval/return"]
+    lines += ["9,0.75,,", "10,,,1", "20,,3,", "25,0.5,,", "30,,,2"]
+    Path(folder, "metrics.csv").write_text("\n".join(lines) + "\n")
+    assert [(row["step"], row["td_loss"]) for row in sweep.read_losses(folder)] == [("30", "3")]
+
+
+def test_runs_of_an_arm_that_were_told_different_things_make_no_table(monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", Path())
+    lines = [f"{HEADER},arguments,machine,seconds"]
+    for seed, words in ((0, "--beta 3"), (1, "--beta 3"), (2, "--beta 4")):
+        lines.append(f"iql.py,x-a,d,{seed},0,offline,actor,1,1,,1,{words},here,5")
+    Path("x.csv").write_text("\n".join(lines[:-1]) + "\n")
+    assert len(tables.read("x")["d", "a"]) == 2
+    Path("x.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="x-a.*different arguments"):
+        tables.read("x")
+
+
+def test_arms_of_a_seed_began_with_one_policy():
+    """What the CSVs of the experiments say of the switch, evaluated with the same seeds."""
+    compared = 0
+    for name, experiment in EXPERIMENTS.items():
+        found = tables.read(name)
+        sharing = [arm for arm, words in experiment.arms.items() if "--offline-steps" not in words]
+        for dataset, seed in itertools.product(experiment.datasets, range(experiment.seeds)):
+            runs = [found.get((dataset, arm), {}).get(seed) for arm in sharing]
+            returns = [done.evaluated[0] for done in runs if done]
+            assert len(set(returns)) <= 1, (name, dataset, seed)
+            compared += len(returns)
+    assert compared > 100
+
+
+def test_costs_count_a_shared_offline_phase_once(monkeypatch):
+    first = {("d", "offline"): {0: tables.Run(seconds=3600.0, machine="m")}}
+    second = {("d", "offline"): {0: tables.Run(seconds=3600.0, machine="m")}}
+    second["e", "offline"] = {0: tables.Run(seconds=7200.0, machine="m")}
+    lends = dataclasses.replace(EXPERIMENTS["jsrl-gate"])
+    takes = dataclasses.replace(lends, shares="lends")
+    monkeypatch.setattr(tables, "EXPERIMENTS", {"lends": lends, "takes": takes})
+    monkeypatch.setattr(tables, "read", {"lends": first, "takes": second}.get)
+    rows = ["| lends | 1 | 1.0 | m |", "| takes | 1 | 2.0 | m |"]
+    assert tables.costs_table()[2:] == rows
 
 
 def test_table_of_losses(monkeypatch):

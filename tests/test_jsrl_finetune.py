@@ -289,7 +289,7 @@ def test_the_page_shows_how_often_the_gate_is_wrong(monkeypatch, tmp_path, capsy
     few = list(csv.DictReader(open(tmp_path / "few.csv")))
     assert gate_table.markdown(few, "automatic") in capsys.readouterr().out
     for row, other in zip(few, table, strict=True):
-        for name in ("schedule", "returns", "guide", "settings", "learner", "guide_evaluations"):
+        for name in ("schedule", "returns", "guide", "settings", "learner"):
             assert row[name] == other[name]
         for name in ("first", "end", "undecided"):
             assert abs(float(row[name] or 0) - float(other[name] or 0)) < 12

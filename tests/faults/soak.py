@@ -1,6 +1,6 @@
 """Kill runs of every script again and again, and compare what comes out with an undisturbed run.
 
-    python tests/faults/soak.py                     # about 10 minutes on 2 cores
+    python tests/faults/soak.py                     # about half an hour on 2 cores
     python tests/faults/soak.py --kills 200 --seed 1
 
 A life is a run that is stopped several times and restarted each time: with --resume if there is a

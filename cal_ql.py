@@ -36,13 +36,13 @@ Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
  2. The mean over critics instead of the sum (equal under Adam); the n_k of target and gap are the
     same draws.
  3. The last transition of a timed-out episode is kept, and a time limit never cuts the bootstrap,
-    only R.
- 4. Settings. Kitchen's are those of WSRL and of rl-garden, a port of it; its offline ratio and
-    online budget could not be verified. Locomotion's are WSRL's, but for 2 critics instead of 10:
-    they run CQL, not Cal-QL, and with layer norm. Pointmaze's are ours: antmaze's rewards, but a
-    small w, layer norm, a longer horizon, a faster policy and faster targets. Adroit's were chosen
-    for rewards of -1 and 0, as 10 r + 5; hammer, which the authors do not run, has door's. Ours:
-    evaluations but for antmaze's 20 episodes, the budgets of locomotion and pointmaze.
+    only R, and that not with --infinite-horizon (mazes, kitchen). In a maze theirs does so for
+    failures alone: the others end.
+ 4. Settings. Locomotion's are WSRL's, but for 2 critics instead of 10: they run CQL, not Cal-QL,
+    and with layer norm. Pointmaze's are ours: antmaze's rewards, but a small w, layer norm, a
+    longer horizon, a faster policy and faster targets. Adroit's were chosen for rewards of -1 and
+    0, as 10 r + 5; hammer, which the authors do not run, has door's. Ours: evaluations but for 20
+    episodes on antmaze and kitchen, the budgets of locomotion and pointmaze.
  5. Mazes: observations hold the desired goal too; episodes end at the first success, in data and
     environment. Elsewhere rewards and episodes stay as they are. The authors end an episode of
     Adroit at its success; WSRL ends one of kitchen when all four subtasks are done.
@@ -149,19 +149,20 @@ class Args:
     importance_sampling: bool = True  # off: no densities, but the data's Q, in the gap
     max_backup: bool = True  # targets take the best of N next actions; off: one next action
     offline_ratio: Annotated[float, 0.0, 1.0] = 0.5  # share of each online batch from the data set
-    sparse: bool = False  # an unended episode of constant reward has R = r / (1 - gamma)
+    infinite_horizon: bool = False  # an episode that was cut has R as if its last reward went on
 
 
-# The settings of the authors' scripts (antmaze, Adroit) and of WSRL's (see deviation 4) by family,
-# the second-to-last part of a data set's id. They are defaults: a flag wins.
+# The settings of the authors' scripts (antmaze, Adroit, kitchen) and of WSRL's (locomotion) by
+# family, the second-to-last part of a data set's id. They are defaults: a flag wins.
 ANTMAZE = {"critic_layers": 4, "offline_steps": 1_000_000, "online_steps": 1_000_000}
 ANTMAZE |= {"checkpoint_every": 50_000, "lagrange": True, "eval_episodes": 20}
 ADROIT = {"hidden": 512, "critic_layers": 3, "cql_alpha": 1.0}
 ADROIT |= {"offline_steps": 20_000, "online_steps": 1_000_000}
 KITCHEN = {"hidden": 512, "actor_layers": 3, "critic_layers": 3, "importance_sampling": False}
-KITCHEN |= {"offline_ratio": 0.25, "reward_bias": -4.0}
-KITCHEN |= {"offline_steps": 250_000, "online_steps": 1_250_000}
-MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True, "sparse": True}
+KITCHEN |= {"offline_ratio": 0.25, "infinite_horizon": True, "eval_episodes": 20}
+KITCHEN |= {"offline_steps": 500_000, "online_steps": 1_500_000}
+MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True}
+MAZE |= {"infinite_horizon": True}
 POINTMAZE = {"cql_alpha": 0.5, "layer_norm": True, "gamma": 0.995, "tau": 0.02}  # ours
 POINTMAZE |= {"actor_lr": 3e-4, "eval_episodes": 24}
 LOCOMOTION = {"calibrate": False, "layer_norm": True}
@@ -442,23 +443,23 @@ def mc_returns(
     """Discounted return from each transition on, to its episode's end: (N,) -> (N,) float32.
 
     `ends`: one past the last transition of each episode."""
-    returns = rewards.astype(np.float64)
+    rewards, continues = rewards.astype(np.float64), 1 - terminations.astype(np.float64)
+    returns = np.zeros(len(rewards), np.float32)
     starts = np.r_[0, ends[:-1]]
     for start, end in zip(starts, ends):
-        constant = (rewards[start:end] == rewards[start]).all()
-        never_ends = args.sparse and constant and not terminations[end - 1]
-        if never_ends:
-            returns[start:end] = rewards[start] / (1 - args.gamma)
-        else:
-            for t in reversed(range(start, end - 1)):
-                returns[t] += args.gamma * (1 - terminations[t]) * returns[t + 1]
-    return returns.astype(np.float32)
+        following = 0.0
+        if args.infinite_horizon:
+            following = rewards[end - 1] / (1 - args.gamma)
+        for t in reversed(range(start, end)):
+            following = rewards[t] + args.gamma * continues[t] * following
+            returns[t] = following
+    return returns
 
 
 def main(args: Args) -> None:
     device = set_up(args)
-    if args.sparse and args.gamma == 1:
-        fail("--sparse needs a --gamma below 1")
+    if args.infinite_horizon and args.gamma == 1:
+        fail("--infinite-horizon needs a --gamma below 1")
     if args.critic_subset > args.num_critics:
         fail(f"--critic-subset must be at most --num-critics, {args.num_critics}")
     columns, ends, task, references = load_data(args)
@@ -1171,8 +1172,8 @@ class Run:
         if taken_at != ("online", 0):
             fail(f"{path} is no offline.pt: it was taken at {taken_at[0]} step {taken_at[1]}")
         before, now = state["args"] | state, vars(self.args) | self.identity
-        same = ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "sparse")
-        for key in (*same, "normalize_returns", "success_ends_episode", "layer_norm", "data"):
+        same = ["gamma", "reward_scale", "reward_bias", "normalize_returns", "infinite_horizon"]
+        for key in ["networks", "dataset_id", *same, "success_ends_episode", "layer_norm", "data"]:
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
         own = self.state()

@@ -1193,8 +1193,8 @@ class Run:
         if taken_at != ("online", 0):
             fail(f"{path} is no offline.pt: it was taken at {taken_at[0]} step {taken_at[1]}")
         before, now = state["args"] | state, vars(self.args) | self.identity
-        same = ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "sparse")
-        for key in (*same, "normalize_returns", "success_ends_episode", "layer_norm", "data"):
+        same = ["gamma", "reward_scale", "reward_bias", "normalize_returns", "infinite_horizon"]
+        for key in ["networks", "dataset_id", *same, "success_ends_episode", "layer_norm", "data"]:
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
         own = self.state()

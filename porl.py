@@ -144,7 +144,7 @@ class Args:
     utd_ratio: Annotated[int, 1, 1000] = 4  # critic updates per environment step
     online_max_backup: bool = False  # stage B: targets take the best of N next actions; off: one
     num_actions: Annotated[int, 1, 100] = 10  # N, see --online-max-backup
-    sparse: bool = False  # an unended episode of constant reward has R = r / (1 - gamma)
+    infinite_horizon: bool = False  # an episode that was cut has R as if its last reward went on
 
 
 # Settings by family, the second-to-last part of a data set's id. They are defaults: a flag wins.
@@ -154,9 +154,9 @@ ONLINE = {"online_steps": 500_000, "checkpoint_every": 50_000}
 ANTMAZE = {"critic_layers": 4, "offline_steps": 250_000, "eval_episodes": 20} | ONLINE
 ADROIT = {"hidden": 512, "critic_layers": 3, "offline_steps": 20_000} | ONLINE
 KITCHEN = {"hidden": 512, "actor_layers": 3, "critic_layers": 3, "reward_bias": -4.0}
-KITCHEN |= {"offline_steps": 250_000} | ONLINE
-MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True, "sparse": True}
-MAZE |= {"online_max_backup": True}
+KITCHEN |= {"infinite_horizon": True, "offline_steps": 250_000} | ONLINE
+MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True}
+MAZE |= {"infinite_horizon": True, "online_max_backup": True}
 POINTMAZE = {"gamma": 0.995, "tau": 0.02, "actor_lr": 3e-4, "eval_episodes": 24}  # ours
 PAPER_SETTINGS = {
     **dict.fromkeys(["pen", "door", "hammer", "relocate"], ADROIT),
@@ -446,23 +446,23 @@ def mc_returns(
     """Discounted return from each transition on, to its episode's end: (N,) -> (N,) float32.
 
     `ends`: one past the last transition of each episode."""
-    returns = rewards.astype(np.float64)
+    rewards, continues = rewards.astype(np.float64), 1 - terminations.astype(np.float64)
+    returns = np.zeros(len(rewards), np.float32)
     starts = np.r_[0, ends[:-1]]
     for start, end in zip(starts, ends):
-        constant = (rewards[start:end] == rewards[start]).all()
-        never_ends = args.sparse and constant and not terminations[end - 1]
-        if never_ends:
-            returns[start:end] = rewards[start] / (1 - args.gamma)
-        else:
-            for t in reversed(range(start, end - 1)):
-                returns[t] += args.gamma * (1 - terminations[t]) * returns[t + 1]
-    return returns.astype(np.float32)
+        following = 0.0
+        if args.infinite_horizon:
+            following = rewards[end - 1] / (1 - args.gamma)
+        for t in reversed(range(start, end)):
+            following = rewards[t] + args.gamma * continues[t] * following
+            returns[t] = following
+    return returns
 
 
 def main(args: Args) -> None:
     device = set_up(args)
-    if args.sparse and args.gamma == 1:
-        fail("--sparse needs a --gamma below 1")
+    if args.infinite_horizon and args.gamma == 1:
+        fail("--infinite-horizon needs a --gamma below 1")
     if args.critic_subset > args.num_critics:
         fail(f"--critic-subset must be at most --num-critics, {args.num_critics}")
     if args.q_init == "offline" and args.offline_checkpoint is None:
@@ -1185,8 +1185,8 @@ class Run:
         if taken_at != ("online", 0):
             fail(f"{path} is no offline.pt: it was taken at {taken_at[0]} step {taken_at[1]}")
         before, now = state["args"] | state, vars(self.args) | self.identity
-        same = ("networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "sparse")
-        for key in (*same, "normalize_returns", "success_ends_episode", "layer_norm", "data"):
+        same = ["gamma", "reward_scale", "reward_bias", "normalize_returns", "infinite_horizon"]
+        for key in ["networks", "dataset_id", *same, "success_ends_episode", "layer_norm", "data"]:
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
         own = self.state()

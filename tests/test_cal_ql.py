@@ -475,7 +475,7 @@ def test_act():
     assert samples.abs().max() <= 1
 
 
-ANTMAZE = {"sparse": True, "gamma": 0.99}
+ANTMAZE = {"infinite_horizon": True, "gamma": 0.99}
 
 
 def returns_of(rewards, terminated, **settings):
@@ -497,8 +497,10 @@ def test_mc_returns():
     assert returns_of([-5.0] * 2, 1, **ANTMAZE) == pytest.approx(
         [-9.95, -5]
     )  # it ends: nothing goes on for ever
-    finite = returns_of([-5.0] * 1000, 0, **(ANTMAZE | {"sparse": False}))
+    finite = returns_of([-5.0] * 1000, 0, **(ANTMAZE | {"infinite_horizon": False}))
     assert (finite[0], finite[-1]) == pytest.approx((-499.978, -5), abs=1e-3)
+    # Two subtasks of a kitchen are solved when it is cut: 2 / (1 - gamma), then backwards.
+    assert returns_of([0, 1, 2], 0, **ANTMAZE) == pytest.approx([196.02 + 0.99, 199, 200])
     for steps, value in ((100, -313.29), (200, -431.66), (500, -496.65)):
         assert returns_of([-5.0] * (steps - 1) + [5.0], 1, **ANTMAZE)[0] == pytest.approx(
             value, abs=1e-2
@@ -728,6 +730,8 @@ def test_paper_settings_name_real_arguments():
         False,
         512,
     )
+    assert (kitchen["infinite_horizon"], "reward_bias" in kitchen) == (True, False)
+    assert (kitchen["offline_steps"], kitchen["online_steps"]) == (500_000, 1_500_000)
     assert (door["cql_alpha"], door["offline_steps"]) == (1, 20_000)
 
 
@@ -740,7 +744,7 @@ def test_paper_settings_name_real_arguments():
         (["--critic-lr", "-0.1"], "--critic-lr must be between 0"),
         (["--cql-alpha", "-1"], "--cql-alpha must be between 0"),
         (["--offline-ratio", "2"], "between 0.0 and 1.0"),
-        (["--sparse", "--gamma", "1"], "needs a --gamma below 1"),
+        (["--infinite-horizon", "--gamma", "1"], "needs a --gamma below 1"),
     ],
 )
 def test_refused(capsys, flags, words):

@@ -338,9 +338,11 @@ def test_defaults():
     fields = {field.name for field in dataclasses.fields(porl.Args)}
     for family, settings in porl.PAPER_SETTINGS.items():
         assert settings.keys() <= fields
-        for name in ("hidden", "actor_layers", "critic_layers", "gamma", "reward_scale", "sparse"):
+        for name in ("hidden", "actor_layers", "critic_layers", "gamma", "reward_scale"):
             parent = wsrl.PAPER_SETTINGS[family].get(name, getattr(wsrl.Args, name))
             assert settings.get(name, getattr(porl.Args, name)) == parent, (family, name)
+        goes_on = wsrl.PAPER_SETTINGS[family].get("infinite_horizon", False)
+        assert settings.get("infinite_horizon", False) == goes_on, family
 
 
 @pytest.mark.parametrize("source", ["bc", "cal_ql", "wsrl"])
@@ -486,7 +488,7 @@ def test_q_init_offline_needs_trained_critics(capsys):
 def test_flags_that_do_not_go_together(capsys):
     pendulum()
     for flags, words in (
-        (["--sparse", "--gamma", "1"], "--sparse needs a --gamma below 1"),
+        (["--infinite-horizon", "--gamma", "1"], "--infinite-horizon needs a --gamma below 1"),
         (["--critic-subset", "4"], "--critic-subset must be at most --num-critics, 3"),
         (["--min-std", "0"], "--min-std must be between 1e-09 and 1.0"),
         (["--presample-steps", "-1"], "--presample-steps must be between 0"),

@@ -4,6 +4,7 @@ The gradients are compared with an independent derivation.
 """
 
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
@@ -100,6 +101,29 @@ def test_losses_equal_numpy(args, num_critics):
     assert total.item() == pytest.approx(sum(expected.values()), rel=1e-4)
 
 
+@pytest.mark.parametrize("num_critics", [2, 5])
+@pytest.mark.parametrize("name", ["o3f", "pex", "jsrl_finetune"])
+def test_children_have_the_same_losses_gradients_and_steps(args, name, num_critics):
+    """To the bit, with targets and log_std away from where they begin."""
+    args.num_critics = num_critics
+    module, batch, parent = importlib.import_module(name), make_batch(), make_agent(args)
+    common = {key: value for key, value in vars(args).items() if hasattr(module.Args, key)}
+    child = module.Agent(OBS, ACT, module.Args(**common), torch.device("cpu"))
+    child.load_state_dict(parent.state_dict(), strict=False)
+    results = []
+    for agent in (parent, child):
+        loss, metrics = agent.loss(batch)
+        loss.backward()
+        named = agent.named_parameters()
+        gradients = {key: p.grad.clone() for key, p in named if p.grad is not None}
+        agent.update(batch)
+        results.append(({"loss": loss} | metrics, gradients, agent.state_dict()))
+    for one, other in zip(*(result[:2] for result in results)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+    assert all(torch.equal(tensor, results[1][2][key]) for key, tensor in results[0][2].items())
+
+
 def test_each_loss_moves_its_own_network_only(args):
     """The gradient of the sum equals, per network, that of the one loss that should train it.
 
@@ -118,7 +142,7 @@ def test_each_loss_moves_its_own_network_only(args):
         "critic.weights.1": "critic_loss",
         "value.2.weight": "value_loss",
     }
-    frozen = make_agent(args)  # same numbers: V(s') inside the target stays while V moves
+    frozen = make_agent(args)  # another agent with the same weights, to be shifted
     for name, loss in pairs.items():
         parameter, state = dict(agent.named_parameters())[name], frozen.state_dict()
         entry = np.unravel_index(parameter.grad.abs().argmax().item(), parameter.shape)
@@ -137,7 +161,7 @@ def stub(agent, **functions):
         object.__setattr__(agent, name, function)
 
 
-def test_expectile_of_a_coin_is_tau(args):
+def test_expectile_of_a_coin(args):
     agent, batch = make_agent(args), make_batch(size=100)
     coin = torch.tensor([0.0, 1.0]).repeat(50)
     for expectile in (0.5, 0.7, 0.9):
@@ -189,6 +213,7 @@ def test_act(args):
     agent, obs = make_agent(args), make_batch()["obs"][0]
     with torch.no_grad():
         agent.actor.log_std.fill_(3.0)  # clamped to 2: samples leave the box and are clipped
+    assert (agent.actor(obs)[1] == 2.0).all()
     samples = torch.stack([agent.act(obs, deterministic=False) for _ in range(50)])
     assert samples.shape == (50, ACT)
     assert samples.abs().max() == 1.0
@@ -222,11 +247,15 @@ def test_update_steps_every_network_and_lets_the_target_follow(args):
 
 def test_compiled_loss_is_the_same(args):
     agent, batch = make_agent(args), make_batch()
-    compiled = torch.compile(
-        agent.loss, backend="aot_eager"
-    )  # the whole graph, without a C++ compiler
-    for eager, other in zip(agent.loss(batch)[1].values(), compiled(batch)[1].values()):
-        assert torch.allclose(eager, other, rtol=1e-5)
+    # The whole graph, without a C++ compiler.
+    compiled = torch.compile(agent.loss, backend="aot_eager", fullgraph=True)
+    parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
+    results = []
+    for function in (agent.loss, compiled):
+        loss, metrics = function(batch)
+        results.append([*metrics.values(), *torch.autograd.grad(loss, parameters)])
+    for eager, other in zip(*results, strict=True):
+        assert torch.allclose(eager, other, rtol=1e-5, atol=1e-7)
 
 
 def test_two_armed_bandit(args):

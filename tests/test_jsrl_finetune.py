@@ -340,15 +340,6 @@ def make_batch():
     return {name: torch.tensor(column, dtype=torch.float32) for name, column in batch.items()}
 
 
-def test_losses_are_those_of_iql():
-    agent, batch = make_agent(), make_batch()
-    args = dataclasses.replace(iql.Args(), compile=False, beta=2.0, gamma=0.9, expectile=0.8)
-    parent = iql.Agent(OBS, ACT, args, torch.device("cpu"))
-    parent.load_state_dict(agent.state_dict(), strict=False)
-    for one, other in zip(agent.loss(batch)[1].values(), parent.loss(batch)[1].values()):
-        assert one.item() == other.item()
-
-
 def same(first, second):
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     return all(torch.equal(one, other) for one, other in pairs)
@@ -551,3 +542,74 @@ def test_settings_out_of_their_range_are_refused(capsys, flags, words):
     assert stop.value.code == 2
     assert len(lines) == 1
     assert words in lines[0]
+
+
+def test_a_cold_learner_has_new_networks_throughout():
+    """New biases are 0, those of trained networks are not."""
+    agent, batch = make_agent(init="cold"), make_batch()
+    agent.update(batch)
+    biases = [agent.actor.mean[0].bias, agent.value[0].bias, agent.critic.biases[0]]
+    assert all(bias.any() for bias in [*biases, agent.critic_target.biases[0]])
+    value = agent.value[0].weight.clone()
+    agent.jump_start(0.0)
+    assert not any(bias.any() for bias in [*biases, agent.critic_target.biases[0]])
+    assert agent.guide.mean[0].bias.any()
+    assert not torch.equal(value, agent.value[0].weight)
+
+
+def test_batches_of_a_run_hold_the_share_and_only_the_newest(monkeypatch):
+    pendulum()
+    assert (jsrl.Args().offline_ratio, jsrl.Args().online_window) == (0.25, 100_000)
+    make, add, update = jsrl.ReplayBuffer.__init__, jsrl.ReplayBuffer.add, jsrl.Agent.update
+    added, seen = [0], []
+
+    def tagged(self, columns, capacity, device):
+        rewards = np.full_like(columns["rewards"], -1)
+        make(self, columns | {"rewards": rewards}, capacity, device)
+
+    def adding(self, **transition):
+        add(self, **transition | {"rewards": added[0]})  # their numbers, from 0
+        added[0] += 1
+
+    def updating(self, batch, train_actor=True):
+        if added[0] > 0:
+            seen.append((added[0], batch["rewards"].tolist()))
+        return update(self, batch, train_actor)
+
+    monkeypatch.setattr(jsrl.ReplayBuffer, "__init__", tagged)
+    monkeypatch.setattr(jsrl.ReplayBuffer, "add", adding)
+    monkeypatch.setattr(jsrl.Agent, "update", updating)
+    run("--run-name", "run", "--online-window", "20")
+    assert [count for count, _ in seen] == list(range(16, 91))
+    ages = []
+    for count, rewards in seen:
+        assert rewards.count(-1) == 4  # a quarter of 16
+        ages += [count - 1 - number for number in rewards if number >= 0]
+    assert (min(ages), max(ages)) == (0, 19)
+
+
+def test_a_run_draws_its_horizons_at_random(monkeypatch):
+    pendulum()
+    acted, told = [], []
+    act, after, horizons = jsrl.Agent.act, jsrl.Gate.after_episode, jsrl.Gate.horizons
+
+    def acting(self, obs, deterministic, guided=False):
+        if not deterministic:
+            acted.append(bool(guided))
+        return act(self, obs, deterministic, guided)
+
+    def telling(self, stats, solved, guide_share):
+        told.append((self.stage, sum(acted), len(acted)))
+        acted.clear()
+        return after(self, stats, solved, guide_share)
+
+    choices = lambda self: [0, 1, 2, 3] if self.stage > 0 else horizons(self)  # noqa: E731
+    monkeypatch.setattr(jsrl.Agent, "act", acting)
+    monkeypatch.setattr(jsrl.Gate, "after_episode", telling)
+    monkeypatch.setattr(jsrl.Gate, "horizons", choices)
+    flags = ["--schedule", "random", "--online-steps", "300", "--eval-every", "1000"]
+    run("--run-name", "run", *flags)
+    drawn = [guided for stage, guided, length in told if stage > 0 and length > 3]
+    assert len(drawn) >= 15
+    assert {*drawn} == {0, 1, 2, 3}
+    assert drawn[4:] != drawn[:-4]  # not in turn

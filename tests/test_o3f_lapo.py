@@ -585,6 +585,18 @@ def test_arms():
 SMALL = ["--utd-ratio", "2", "--num-candidates", "5"]
 
 
+@pytest.mark.parametrize("subset", [1, 2, 5])
+def test_equal_critics_are_one_critic(subset):
+    agent = make_agent(critic_subset=subset)
+    with torch.no_grad():
+        for parameter in agent.q_target.parameters():
+            parameter.copy_(parameter[:1].expand_as(parameter).clone())
+    obs, latent = torch.randn(B, OBS), torch.randn(B, 2 * ACT)
+    with torch.no_grad():
+        one = agent.q_target(obs, agent.vae_target.decode(obs, latent))[0]
+    assert torch.allclose(agent.policy_q(obs, latent), one, atol=1e-5)
+
+
 def run(*flags):
     start = [] if flags[0] == "--resume" else [*TINY, *SMALL]
     if flags[0] != "--resume" and "--dataset-id" not in flags:

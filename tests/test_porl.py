@@ -312,6 +312,15 @@ def test_without_stage_a_a_good_policy_is_forgotten(seed):
 # ---- runs
 
 
+@pytest.mark.parametrize(("action", "nll"), [(0.0, 0.918939), (0.5, 0.782125)])
+def test_bc_loss_by_hand(action, nll):
+    """Mean 0, deviation 1; at 0.5 u = 0.549306, and the tanh has the slope 0.75."""
+    agent = make_agent(act_dim=1)
+    agent.actor.forward = lambda obs, floored=False: (torch.zeros(B, 1), torch.zeros(B, 1))
+    batch = make_batch() | {"actions": torch.full((B, 1), action)}
+    assert agent.bc_loss(batch)[0].item() == pytest.approx(nll, abs=1e-5)
+
+
 def run(*flags, script=porl, stage=("--presample-steps", "70")):
     if flags[0] == "--resume":
         args = script.parse_args([*flags])

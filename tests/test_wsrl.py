@@ -200,6 +200,14 @@ def test_restart(forgotten):
             assert (parameter in agent.optimizer.state) == (not name.startswith(forgotten)), name
 
 
+@pytest.mark.parametrize("script", [cal_ql, wsrl])
+def test_temperature_and_multiplier_begin_at_1_and_e(script):
+    args = script.Args(hidden=8, compile=False)
+    agent = script.Agent(OBS, ACT, args, torch.device("cpu"))
+    assert agent.log_alpha.exp().item() == 1.0
+    assert agent.log_multiplier.exp().item() == pytest.approx(np.e)
+
+
 def run(*flags):
     start = (
         []

@@ -127,7 +127,7 @@ class Args:
     offline_checkpoint: str | None = None  # an offline.pt: skip the offline phase
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
-    learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of all networks
+    learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
     num_critics: Annotated[int, 1, 100] = 2  # targets and advantages take the minimum over them
     awac_lambda: Annotated[float, 1e-3, 1e6] = 1.0  # advantage weights are exp(u / lambda)
 
@@ -1078,7 +1078,7 @@ class Run:
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
-        """Networks and moments of a checkpoint; step sizes are those of this run."""
+        """Networks and moments of a checkpoint; learning rates are those of this run."""
         for name in ("agent", "optimizer"):
             check_like(state[name], own[name], f"{path}: {name}")
         for moments in state["optimizer"]["state"].values():

@@ -2,9 +2,9 @@
 
 Paper: arXiv 2303.05479. An actor-critic that learns from fixed data overestimates actions that the
 data never tried. CQL (Kumar et al., NeurIPS 2020, arXiv 2006.04779) pushes the values of sampled
-actions down and those of the data's actions up. All values often end far below what the policy
-earns. When interaction starts, any new action then looks better than the known ones, and the policy
-unlearns.
+actions down and those of the data's actions up. The learned values often end far below what the
+policy really earns. When interaction starts, any new action then looks better than the known ones,
+and the policy unlearns.
 Cal-QL stops the push at a known return: a policy action whose Q lies below the return R(s) that the
 data reached from s is left alone. For a transition (s, a, r, s', d), d = 1 at a true end, critics
 Q_i, target critics Qt_i, and N actions of each kind:
@@ -133,8 +133,8 @@ class Args:
     offline_checkpoint: str | None = None  # an offline.pt: skip the offline phase
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
-    actor_lr: Annotated[float, 0.0, 1.0] = 1e-4  # Adam step size of the policy and of alpha
-    critic_lr: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of critics and multiplier
+    actor_lr: Annotated[float, 0.0, 1.0] = 1e-4  # Adam learning rate of the policy and of alpha
+    critic_lr: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of critics and multiplier
     hidden: Annotated[int, 1, 4096] = 256  # width of every hidden layer
     actor_layers: Annotated[int, 1, 10] = 2  # hidden layers of the policy
     critic_layers: Annotated[int, 1, 10] = 2  # hidden layers of each critic
@@ -1232,7 +1232,7 @@ class Run:
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
-        """Networks and moments of a checkpoint; step sizes are those of this run."""
+        """Networks and moments of a checkpoint; learning rates are those of this run."""
         for name in ("agent", "optimizer"):
             check_like(state[name], own[name], f"{path}: {name}")
         for moments in state["optimizer"]["state"].values():

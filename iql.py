@@ -11,17 +11,17 @@ a transition (s, a, r, s', d), d = 1 at a true end, target critics Qt_i, and an 
     target    Qt_i <- (1 - tau) Qt_i + tau Q_i
 
 Each loss trains the network that it is named after; what other networks say is a constant to it.
-What changes at the switch: the policy acts (a sample, clipped to the box), each transition joins
-the data, with one update per step; a decayed step size is full again. Parent: none. (docs/iql.md)
+What changes at the switch: the policy acts (a sample, clipped to the box); each transition joins
+the data, and one update follows; a decayed learning rate is full again. Parent: none. (docs/iql.md)
 
 Deviations from the authors' code (github.com/ikostrikov/implicit_q_learning):
  1. All losses see the networks as before the step. Theirs update V first, and use the new V.
- 2. Online rewards get the scale of the offline ones. Online theirs are raw on locomotion.
+ 2. Online rewards are scaled as the offline ones; the authors leave them raw on locomotion.
  3. The last transition of a timed-out episode is kept (a time limit never cuts the bootstrap).
  4. --normalize-returns takes recorded episodes; theirs looks for jumps between observations.
  5. Mazes: observations hold the goal, and episodes end at the first success, in data and task.
- 6. The actor's step size is constant, as in their fine-tuning; offline theirs is --actor-lr-decay.
- 7. The settings for pointmaze and ant, and the budgets of all but antmaze and Adroit, are ours.
+ 6. The actor's learning rate is constant. Their offline runs decay it: --actor-lr-decay.
+ 7. The settings for pointmaze and ant are ours, and so are all budgets but antmaze's.
  8. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
 
     python iql.py                                     # bundled hopper data: 100k updates, 50k steps
@@ -107,8 +107,8 @@ class Args:
     offline_checkpoint: str | None = None  # an offline.pt: skip the offline phase
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
-    learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of all networks
-    actor_lr_decay: bool = False  # the actor's step size falls to 0 over the offline phase
+    learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
+    actor_lr_decay: bool = False  # the actor's learning rate falls to 0 over the offline phase
     num_critics: Annotated[int, 1, 100] = 2  # targets and advantages take the minimum over them
     expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
     beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
@@ -285,7 +285,7 @@ class Agent(nn.Module):
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def set_actor_lr(self, learning_rate: float) -> None:
-        """Adam's step size of the policy, which is the optimizer's first group of parameters."""
+        """Learning rate of the policy, which is the optimizer's first group of parameters."""
         self.optimizer.param_groups[0]["lr"] = learning_rate
 
     def update(self, batch: Tensors) -> Tensors:
@@ -1077,7 +1077,7 @@ class Run:
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
-        """Networks and moments of a checkpoint; step sizes are those of this run."""
+        """Networks and moments of a checkpoint; learning rates are those of this run."""
         for name in ("agent", "optimizer"):
             check_like(state[name], own[name], f"{path}: {name}")
         for moments in state["optimizer"]["state"].values():

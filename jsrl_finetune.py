@@ -130,8 +130,8 @@ class Args:
     offline_checkpoint: str | None = None  # an offline.pt: skip the offline phase
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
-    learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of all networks
-    actor_lr_decay: bool = False  # the actor's step size falls to 0 over the offline phase
+    learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
+    actor_lr_decay: bool = False  # the actor's learning rate falls to 0 over the offline phase
     num_critics: Annotated[int, 1, 100] = 2  # targets and advantages take the minimum over them
     expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
     beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
@@ -487,7 +487,7 @@ class Agent(nn.Module):
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def set_actor_lr(self, learning_rate: float) -> None:
-        """Adam's step size of the policy, which is the optimizer's first group of parameters."""
+        """Learning rate of the policy, which is the optimizer's first group of parameters."""
         self.optimizer.param_groups[0]["lr"] = learning_rate
 
     def update(self, batch: Tensors, train_actor: bool = True) -> Tensors:
@@ -1314,7 +1314,7 @@ class Run:
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
-        """Networks and moments of a checkpoint; step sizes are those of this run."""
+        """Networks and moments of a checkpoint; learning rates are those of this run."""
         for name in ("agent", "optimizer"):
             check_like(state[name], own[name], f"{path}: {name}")
         for moments in state["optimizer"]["state"].values():

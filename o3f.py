@@ -21,7 +21,7 @@ an expectile e:
 Each loss trains the network that it is named after; what other networks say is a constant to it.
 What changes at the switch: the actions that collect data come from the search above; all else is as
 in iql.py. --exploration gives comparators: noise (the paper's: one perturbation, no choice) and
-plain (ours: b itself). Evaluated is the mean of the policy, without the search; what the search
+plain (ours: b itself). Evaluation uses the policy's mean, without the search; what the search
 achieves is online/episode_return.
 
 Parent: iql.py; `diff iql.py o3f.py` is the method. Measured: docs/o3f.md, with commands, seeds and
@@ -124,8 +124,8 @@ class Args:
     offline_checkpoint: str | None = None  # an offline.pt: skip the offline phase
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
-    learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of all networks
-    actor_lr_decay: bool = False  # the actor's step size falls to 0 over the offline phase
+    learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
+    actor_lr_decay: bool = False  # the actor's learning rate falls to 0 over the offline phase
     num_critics: Annotated[int, 1, 100] = 5  # targets and advantages take the minimum over them
     expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
     beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
@@ -323,7 +323,7 @@ class Agent(nn.Module):
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def set_actor_lr(self, learning_rate: float) -> None:
-        """Adam's step size of the policy, which is the optimizer's first group of parameters."""
+        """Learning rate of the policy, which is the optimizer's first group of parameters."""
         self.optimizer.param_groups[0]["lr"] = learning_rate
 
     def update(self, batch: Tensors) -> Tensors:
@@ -1115,7 +1115,7 @@ class Run:
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
-        """Networks and moments of a checkpoint; step sizes are those of this run."""
+        """Networks and moments of a checkpoint; learning rates are those of this run."""
         for name in ("agent", "optimizer"):
             check_like(state[name], own[name], f"{path}: {name}")
         for moments in state["optimizer"]["state"].values():

@@ -40,7 +40,7 @@ and clipped to the box [-1, 1],
     execute and store c_k,  k = argmax_i f_i
 
 --exploration gives comparators: noise (O3F's: one perturbation, no choice) and plain (ours: b
-itself). Evaluated is b, without the search; what the search achieves is online/episode_return.
+itself). Evaluation uses b, without the search; what the search achieves is online/episode_return.
 Parent: none. But explore() is that of o3f.py, line by line, except the line that computes `center`.
 Measured: docs/o3f_lapo.md, with commands and seeds.
 
@@ -150,7 +150,7 @@ class Args:
     offline_checkpoint: str | None = None  # an offline.pt: skip the offline phase
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
-    learning_rate: Annotated[float, 0.0, 1.0] = 2e-4  # Adam step size of all networks
+    learning_rate: Annotated[float, 0.0, 1.0] = 2e-4  # Adam learning rate of all networks
     num_critics: Annotated[int, 1, 100] = 5  # size of the critic ensemble
     critic_subset: Annotated[int, 1, 100] = 2  # critics drawn for each target, without repeats
     min_weight: Annotated[float, 0.0, 1.0] = 1.0  # lambda, of the subset's minimum; rest: maximum
@@ -1253,7 +1253,7 @@ class Run:
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
-        """Networks and moments of a checkpoint; step sizes are those of this run."""
+        """Networks and moments of a checkpoint; learning rates are those of this run."""
         for name in ("agent", "optimizer"):
             check_like(state[name], own[name], f"{path}: {name}")
         for moments in state["optimizer"]["state"].values():

@@ -32,9 +32,9 @@ Parent: iql.py; `diff iql.py pex.py` is the method. Measured: docs/pex.md, with 
 curves.
 
 Deviations from the authors' code (github.com/Haichao-Zhang/PEX):
- 1. The offline phase is iql.py's, but for beta and the decayed step size: its networks and initial
-    values, its reward scale for locomotion. Theirs has none: 10, for beta and for the gate, is 3.5
-    on the bundled hopper data and 21 on halfcheetah in their units.
+ 1. The offline phase is iql.py's, but for beta and the decayed learning rate: its networks and
+    initial values, its reward scale for locomotion. The authors do not scale: in their units our
+    10, for beta and for the gate, is 3.5 on the bundled hopper data and 21 on halfcheetah.
  2. All losses see the networks as before the step; theirs takes u' after the steps of V, Q and Qt.
  3. Actions are clipped to the box before they are judged, executed, stored and cloned; theirs are
     not.
@@ -128,8 +128,8 @@ class Args:
     offline_checkpoint: str | None = None  # an offline.pt: skip the offline phase
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
-    learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of all networks
-    actor_lr_decay: bool = False  # the actor's step size falls to 0 over the offline phase
+    learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
+    actor_lr_decay: bool = False  # the actor's learning rate falls to 0 over the offline phase
     num_critics: Annotated[int, 1, 100] = 2  # targets and advantages take the minimum over them
     expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
     beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
@@ -352,7 +352,7 @@ class Agent(nn.Module):
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def set_actor_lr(self, learning_rate: float) -> None:
-        """Adam's step size of the policy, which is the optimizer's first group of parameters."""
+        """Learning rate of the policy, which is the optimizer's first group of parameters."""
         self.optimizer.param_groups[0]["lr"] = learning_rate
 
     def update(self, batch: Tensors, expanded: bool = False) -> Tensors:
@@ -405,7 +405,7 @@ def main(args: Args) -> None:
             run.evaluate(agent.act, eval_env)
         run.checkpoint()
 
-    # ---- the switch: a second policy and a gate; half of every batch is offline data from here on
+    # ---- the switch: a second policy and a gate; batches are mixed by --offline-ratio from here on
     if run.phase == "offline":
         agent.set_actor_lr(args.learning_rate)
         run.evaluate(agent.act, eval_env)
@@ -1168,7 +1168,7 @@ class Run:
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
-        """Networks and moments of a checkpoint; step sizes are those of this run."""
+        """Networks and moments of a checkpoint; learning rates are those of this run."""
         for name in ("agent", "optimizer"):
             check_like(state[name], own[name], f"{path}: {name}")
         for moments in state["optimizer"]["state"].values():

@@ -35,7 +35,7 @@ curves.
 What deviates from the paper cannot be listed: only its abstract and summaries by others could be
 read, and no code of the authors is known. The summaries report two stages (pre-sampling and
 update), SAC, cloned policies, and the three ways to begin with Q. All else is our choice:
- 1. The form of SAC (no entropy in y), networks, sizes, step sizes and rewards are those of wsrl.py.
+ 1. The form of SAC (no entropy in y), networks, sizes, learning rates and rewards are wsrl.py's.
     All budgets are ours, and the 5,000 steps of stage A, which count as environment steps.
  2. Stage A: critics learn once the buffer holds more than the batches of one step, as often as in
     stage B. Its length is fixed; there is no further training at its end.
@@ -129,8 +129,8 @@ class Args:
     offline_checkpoint: str | None = None  # an offline.pt: skip the offline phase
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
-    actor_lr: Annotated[float, 0.0, 1.0] = 1e-4  # Adam step size of the policy and of alpha
-    critic_lr: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of the critics
+    actor_lr: Annotated[float, 0.0, 1.0] = 1e-4  # Adam learning rate of the policy and of alpha
+    critic_lr: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of the critics
     hidden: Annotated[int, 1, 4096] = 256  # width of every hidden layer
     actor_layers: Annotated[int, 1, 10] = 2  # hidden layers of the policy
     critic_layers: Annotated[int, 1, 10] = 2  # hidden layers of each critic
@@ -1245,7 +1245,7 @@ class Run:
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
-        """Networks and moments of a checkpoint; step sizes are those of this run."""
+        """Networks and moments of a checkpoint; learning rates are those of this run."""
         for name in ("agent", "optimizer"):
             check_like(state[name], own[name], f"{path}: {name}")
         for moments in state["optimizer"]["state"].values():

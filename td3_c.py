@@ -21,10 +21,11 @@ c = E|Q_1(s, pi(s))| over the batch, and m = softplus(eta) with a trained number
     targets   pit <- (1 - tau) pit + tau pi,  Qt_i <- (1 - tau) Qt_i + tau Q_i
 
 Squares of actions are means over their entries. L_Q trains the critics, L_pi the policy, L_eta the
-number eta. Constants are y; in L_pi c, m, Q_1's weights and pit; in L_eta D. Every update steps the
-critics; every second one then steps eta (td3c only), the policy and the targets, in this order. A
-policy whose actions drift by v at each of its steps is about v / tau ahead of its target policy.
-So D near epsilon means a speed near tau sqrt(epsilon): that is limited, not how far pi gets.
+number eta. No gradient flows through y. In L_pi, c, m, Q_1's weights and pit are constants; in
+L_eta, D is. Every update steps the critics; every second one then steps eta (td3c only), the policy
+and the targets, in this order. A policy whose actions drift by v at each of its steps is about
+v / tau ahead of its target policy. So D near epsilon means a speed near tau sqrt(epsilon): that is
+limited, not how far pi gets.
 
 What changes at the switch: the policy's loss becomes that of --method, and Adam's moments are
 cleared. The policy acts with noise (evaluated is pi without it), and --online-replay mixes the
@@ -37,7 +38,7 @@ Deviations. No code of the authors is known, and of the paper only its abstract 
 be read. That the online procedure is a cautious one is theirs. That each step is constrained, by
 the distance to the target network, is how we understand it, and 1 to 3 complete it. 4 to 8 are
 about the offline phase, and are deviations from TD3+BC's code (github.com/sfujim/TD3_BC).
- 1. The constraint's form: gap, epsilon, multiplier, its start and step size, the order of steps.
+ 1. The constraint's form: gap, epsilon, multiplier with start and learning rate, order of steps.
  2. The division by c in td3 and td3c. TD3's loss is -E[Q_1]. A constant factor hardly changes what
     Adam does, but beside m D it matters.
  3. The new moments of Adam, the wait for a batch, and the three modes of replay. The noise on
@@ -133,7 +134,7 @@ class Args:
     offline_checkpoint: str | None = None  # an offline.pt: skip the offline phase
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
-    learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of policy and critics
+    learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of policy and critics
     alpha: Annotated[float, 0.0, 1e6] = 2.5  # offline, td3bc: weight of Q; 0 clones only
     target_noise: Annotated[float, 0.0, 10.0] = 0.2  # std of the noise on actions in the target
     noise_clip: Annotated[float, 0.0, 10.0] = 0.5  # that noise is clipped at +- this
@@ -142,7 +143,7 @@ class Args:
     exploration_noise: Annotated[float, 0.0, 10.0] = 0.1  # std of the noise on actions online
     epsilon: Annotated[float, 0.0, 1e3] = 1e-3  # td3c: the gap D is held near it
     initial_multiplier: Annotated[float, 1e-6, 1e4] = 10.0  # td3c: m at the switch
-    dual_lr: Annotated[float, 0.0, 1e3] = 1e-2  # td3c: Adam step size of eta
+    dual_lr: Annotated[float, 0.0, 1e3] = 1e-2  # td3c: Adam learning rate of eta
 
 
 # Settings by family, the second-to-last part of a data set's id (see deviation 4). They are
@@ -1149,7 +1150,7 @@ class Run:
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
-        """Networks and moments of a checkpoint; step sizes are those of this run."""
+        """Networks and moments of a checkpoint; learning rates are those of this run."""
         for name in ("agent", "optimizer"):
             check_like(state[name], own[name], f"{path}: {name}")
         for moments in state["optimizer"]["state"].values():

@@ -10,8 +10,8 @@ Q_i and target critics Qt_i, and A entries of an action:
 
     offline      Cal-QL, or CQL (locomotion), as in cal_ql.py; the minimum of a target and the gap
                  are taken over 2 of E critics, drawn with replacement
-    warm-up      act with samples of the policy; no update (not before there are as many rows as the
-                 batches of a step hold, either: with --warmup-steps 0, too)
+    warm-up      act with samples of the policy; no update. Even with --warmup-steps 0, updates wait
+                 until there are as many rows as the batches of a step hold
     online       --utd-ratio times per step, each on a batch of its own:
                  L_Q = mean_i E[ (y - Q_i(s, a))^2 ]
                  y = r + gamma (1 - d) min_{i in 2 of E} Qt_i(s', n),  n ~ pi(. | s')
@@ -125,8 +125,8 @@ class Args:
     offline_checkpoint: str | None = None  # an offline.pt: skip the offline phase
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
-    actor_lr: Annotated[float, 0.0, 1.0] = 1e-4  # Adam step size of the policy and of alpha
-    critic_lr: Annotated[float, 0.0, 1.0] = 3e-4  # Adam step size of critics and multiplier
+    actor_lr: Annotated[float, 0.0, 1.0] = 1e-4  # Adam learning rate of the policy and of alpha
+    critic_lr: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of critics and multiplier
     hidden: Annotated[int, 1, 4096] = 256  # width of every hidden layer
     actor_layers: Annotated[int, 1, 10] = 2  # hidden layers of the policy
     critic_layers: Annotated[int, 1, 10] = 2  # hidden layers of each critic
@@ -1265,7 +1265,7 @@ class Run:
         (self.dir / "summary.json").unlink(missing_ok=True)
 
     def load_networks(self, state: dict, own: dict, path: str) -> None:
-        """Networks and moments of a checkpoint; step sizes are those of this run."""
+        """Networks and moments of a checkpoint; learning rates are those of this run."""
         for name in ("agent", "optimizer"):
             check_like(state[name], own[name], f"{path}: {name}")
         for moments in state["optimizer"]["state"].values():

@@ -380,6 +380,11 @@ def verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
             continue
         if name in PRECONDITIONS and not PRECONDITIONS[name](name, dataset, runs)[1]:
             continue
+        if claim.control is not None:
+            numbers = measured(experiment, runs, dataset, claim.measure)
+            lost = list(difference(numbers, claim.control).values())
+            if statistics.fmean(lost) - plot.interval(lost) <= 0:
+                continue
         testable.append(dataset)
         mean, width = statistics.fmean(values), plot.interval(values)
         if mean - width > claim.margin:
@@ -407,6 +412,12 @@ def verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
     return word
 
 
+def told_verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
+    """The verdict, and whether the plan was changed when runs had been seen."""
+    note = " (changed after runs)" if claim.changed else ""
+    return verdict(name, experiment, claim, runs) + note
+
+
 def experiment_table(name: str) -> list[str]:
     """Precondition, arms and differences of one experiment, by each of its measures."""
     experiment, runs = EXPERIMENTS[name], read(name)
@@ -426,6 +437,7 @@ def experiment_table(name: str) -> list[str]:
             pairs = [claim.pair for claim in experiment.claims if claim.measure == measure]
             arms = list(experiment.arms) if measure == main else [a for p in pairs for a in p if a]
             pairs += experiment.pairs if measure == main else []
+            pairs += [claim.control for claim in experiment.claims if claim.control]
             numbers = measured(experiment, runs, dataset, measure)
             seeds = " | ".join(f"s{seed}" for seed in next(iter(numbers.values())))
             lines += [f"Measured: {words_of(measure)}.", ""]
@@ -472,7 +484,8 @@ def claims_table() -> list[str]:
         for claim in experiment.claims:
             cells = [f"[{claim.text}](#{name})", claim.paper, words_of(claim.measure)]
             cells += [asked_of(claim), experiment.precondition]
-            cells += [effects_of(experiment, claim, runs), verdict(name, experiment, claim, runs)]
+            cells.append(effects_of(experiment, claim, runs))
+            cells.append(told_verdict(name, experiment, claim, runs))
             cells.append(f"`python benchmark/sweep.py {name}`")
             lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -485,7 +498,7 @@ def verdicts_table() -> list[str]:
     for name, experiment in EXPERIMENTS.items():
         runs = read(name)
         for claim in experiment.claims:
-            word = verdict(name, experiment, claim, runs)
+            word = told_verdict(name, experiment, claim, runs)
             if word != "not run yet" and not word.startswith("open"):
                 cells = [f"[{claim.text}](docs/evidence.md#{name})", word, words_of(claim.measure)]
                 cells += [asked_of(claim), effects_of(experiment, claim, runs)]

@@ -690,7 +690,7 @@ def test_the_aggregate_is_the_interquartile_mean():
     assert low < 3.5 < high
 
 
-def claim(*differences: list[float], holds: str = "de", margin: float = 0.0) -> str:
+def claim(*differences: list[float], holds: str = "de", margin: float = 0.0, control=None) -> str:
     """The verdict on an experiment with one run per arm and seed; a list for each data set."""
     runs = {}
     for dataset, values in zip("de", differences):
@@ -698,7 +698,7 @@ def claim(*differences: list[float], holds: str = "de", margin: float = 0.0) -> 
             scores = {"a": {0: 0.0, 1: 50.0 + value}, "b": {0: 0.0, 1: 50.0}, "offline": {0: 0.0}}
             for arm, points in scores.items():
                 runs.setdefault((dataset, arm), {})[seed] = tables.Run(scores=points)
-    asked = Claim("", "", ("a", "b"), "mean_online_score", margin)
+    asked = Claim("", "", ("a", "b"), "mean_online_score", margin, control)
     datasets = list("de"[: len(differences)])
     experiment = Experiment([asked], "", datasets, 4, "", {"a": "", "b": ""}, [])
     tables.PRECONDITIONS["made-up"] = lambda name, dataset, runs: ("", dataset in holds)
@@ -725,6 +725,9 @@ def test_verdicts():
     assert claim([-5.0, -6.0, -7.0, -6.0]) == "refuted here"
     assert claim([-3.0, -2.0, -3.0, -2.0], margin=-5.0) == "shown"
     assert claim(above, above, holds="d") == "shown (testable on d only)"
+    assert claim(above, margin=-5.0, control=("a", "b")) == "shown"
+    assert claim(around, margin=-50.0) == "shown"
+    assert claim(around, margin=-50.0, control=("a", "b")) == "not testable here"
     assert claim(below, above, holds="d") == "refuted here (testable on d only)"
 
 

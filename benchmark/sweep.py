@@ -238,17 +238,17 @@ def about(folder: Path, config: dict) -> dict[str, str]:
 
 
 def read_training(folder: Path, tag: str = "") -> list[dict[str, str]]:
-    """One row per training episode of a run; with a guide, its share of the steps and the stage."""
+    """One row per training episode of a run, with what its script logs of who acted in it."""
     run = identity(json.loads((folder / "config.json").read_text()), tag)
-    rows, share = [], {}
+    rows, who = [], {}
     for row in read_table(folder / "metrics.csv"):
-        if row.get("online/guide_share"):  # logged just before the return
-            share = {"guide_share": f"{float(row['online/guide_share']):.4g}"}
-            share["stage"] = row["online/stage"].removesuffix(".0")
+        for name in ("guide_share", "stage", "new_policy_share"):
+            if row.get(f"online/{name}"):  # logged just before the return
+                who[name] = f"{float(row[f'online/{name}']):.4g}"
         if row["online/episode_return"]:
             number = f"{float(row['online/episode_return']):.6g}"
             length = f"{float(row['online/episode_length']):.0f}"
-            rows.append(run | {"step": row["step"], "return": number, "length": length} | share)
+            rows.append(run | {"step": row["step"], "return": number, "length": length} | who)
     return rows
 
 

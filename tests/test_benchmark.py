@@ -766,6 +766,7 @@ def test_training_episodes_carry_the_guides_share_and_stage():
     lines += ["9,0.75,1,,,", "9,,,,3,9", "10,,,1,,", "19,0.5,2.0,,,", "19,,,,4,10"]
     Path(folder, "metrics.csv").write_text("\n".join(lines) + "\n")
     rows = sweep.read_training(folder)
+    assert "new_policy_share" not in rows[0]
     assert [(row["step"], row["return"], row["guide_share"], row["stage"]) for row in rows] == [
         ("9", "3", "0.75", "1"),
         ("19", "4", "0.5", "2"),

@@ -41,8 +41,8 @@ Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
  4. Settings. Locomotion's are WSRL's, but for 2 critics instead of 10: they run CQL, not Cal-QL,
     and with layer norm. Pointmaze's are ours: antmaze's rewards, but a small w, layer norm, a
     longer horizon, a faster policy and faster targets. Adroit's were chosen for rewards of -1 and
-    0, as 10 r + 5; hammer, which the authors do not run, has door's. Ours: evaluations but for 20
-    episodes on antmaze and kitchen, the budgets of locomotion and pointmaze.
+    0, as 10 r + 5; hammer, which the authors do not run, has door's. Ours: when and on how many
+    episodes is evaluated (antmaze and kitchen: their 20), the budgets of locomotion and pointmaze.
  5. Mazes: observations hold the desired goal too; episodes end at the first success, in data and
     environment. Elsewhere rewards and episodes stay as they are. The authors end an episode of
     Adroit at its success; WSRL ends one of kitchen when all four subtasks are done.

@@ -165,7 +165,7 @@ PAPER_SETTINGS = {
     "pointmaze": MAZE | POINTMAZE,
 }
 
-NETWORKS = "cql"  # an offline.pt of cal_ql.py or wsrl.py fits here, if the sizes are equal
+NETWORKS = "cql"  # an offline.pt of cal_ql.py or wsrl.py fits, if sizes and rewards are equal
 ONLINE_ONLY = ("critic", "log_")  # begin at the switch: an offline.pt has none
 METRICS = ["bc_loss", "std", "mc_return"]
 KEYS = [f"offline/{name}" for name in METRICS]

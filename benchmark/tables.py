@@ -371,7 +371,7 @@ def effect(experiment: Experiment, claim: Claim, runs: Runs, dataset: str) -> li
 
 
 def verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
-    """What the intervals say, by a rule that was fixed before the runs."""
+    """What the intervals say, by the rule of docs/evidence.md."""
     done, shown, refuted, testable = 0, [], [], []
     for dataset in experiment.datasets:
         values = effect(experiment, claim, runs, dataset)
@@ -437,7 +437,9 @@ def experiment_table(name: str) -> list[str]:
             pairs = [claim.pair for claim in experiment.claims if claim.measure == measure]
             arms = list(experiment.arms) if measure == main else [a for p in pairs for a in p if a]
             pairs += experiment.pairs if measure == main else []
-            pairs += [claim.control for claim in experiment.claims if claim.control]
+            for claim in experiment.claims:
+                if claim.control is not None and claim.measure == measure:
+                    pairs.append(claim.control)
             numbers = measured(experiment, runs, dataset, measure)
             seeds = " | ".join(f"s{seed}" for seed in next(iter(numbers.values())))
             lines += [f"Measured: {words_of(measure)}.", ""]

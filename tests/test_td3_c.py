@@ -449,6 +449,7 @@ def toy_in_floats(epsilon, eta, action, target, steps):
     ],
 )
 def test_when_the_toy_arrives(epsilon, multiplier, arrival, widest):
+    """The toy in plain Python has the specified numbers; the agent is held against it below."""
     eta = None if multiplier is None else math.log(math.expm1(multiplier))
     path = toy_in_floats(epsilon, eta, 0.0, 0.0, 20_000)
     assert next(i for i, x in enumerate(path, 1) if x[0] > 0.9) == pytest.approx(arrival, abs=10)
@@ -458,11 +459,16 @@ def test_when_the_toy_arrives(epsilon, multiplier, arrival, widest):
 
 
 @pytest.mark.parametrize(
-    ("method", "multiplier", "action", "target"),
-    [("td3", 1.0, 0.0, 0.0), ("td3c", 10.0, 0.0, 0.0), ("td3c", 1.0, 0.8, 0.75)],
+    ("method", "epsilon", "multiplier", "action", "target"),
+    [
+        ("td3", 1e-3, 1.0, 0.0, 0.0),
+        ("td3c", 1e-3, 10.0, 0.0, 0.0),
+        ("td3c", 1e-4, 10.0, 0.0, 0.0),
+        ("td3c", 1e-3, 1.0, 0.8, 0.75),
+    ],
 )
-def test_the_agent_goes_the_way_of_the_toy(method, multiplier, action, target):
-    agent = make_agent(1, 1, epsilon=1e-3, initial_multiplier=multiplier)
+def test_the_agent_goes_the_way_of_the_toy(method, epsilon, multiplier, action, target):
+    agent = make_agent(1, 1, epsilon=epsilon, initial_multiplier=multiplier)
     agent.actor, agent.actor_target, agent.critic = Toy(), Toy().requires_grad_(False), Toy()
     agent.critic_target = Toy().requires_grad_(False)
     with torch.no_grad():
@@ -472,7 +478,7 @@ def test_the_agent_goes_the_way_of_the_toy(method, multiplier, action, target):
     agent.optimizer = torch.optim.Adam([{"params": [agent.actor.action]}, eta], lr=3e-4)
     start = None if method == "td3" else math.log(math.expm1(multiplier))
     batch = {"obs": torch.zeros(1, 1), "actions": torch.zeros(1, 1)}
-    for x in toy_in_floats(1e-3, start, action, target, 300):
+    for x in toy_in_floats(epsilon, start, action, target, 300):
         agent.update_actor(batch, method)
         assert agent.actor.action.item() == pytest.approx(x[0], abs=1e-4)
         assert agent.actor_target.action.item() == pytest.approx(x[1], abs=1e-4)

@@ -378,7 +378,7 @@ def test_losses_of_a_run(tmp_path):
         '{"script": "cal_ql.py", "dataset_id": "test/x/y-v0", "seed": 3}'
     )
     rows = [
-        "step,offline/q,online/q,online/episode_return,eval/return",
+        "step,offline/td_loss,online/td_loss,online/episode_return,eval/return",
         "-500,1,,,",
         "-500,,,,7",
         "0,2.123456,,,",
@@ -386,7 +386,7 @@ def test_losses_of_a_run(tmp_path):
     ]
     rows += ["5,,,99,", "10,,,,7", "500,,3,,", "501,,,98,", "510,,,,7"]
     (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n")
-    found = [(row["step"], row["phase"], row["q"]) for row in read_losses(tmp_path, "tag")]
+    found = [(row["step"], row["phase"], row["td_loss"]) for row in read_losses(tmp_path, "tag")]
     assert found == [
         ("-500", "offline", "1"),
         ("0", "offline", "2.1235"),
@@ -399,7 +399,7 @@ def test_losses_of_a_run(tmp_path):
         "seed",
         "step",
         "phase",
-        "q",
+        "td_loss",
     }
 
 

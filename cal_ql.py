@@ -36,8 +36,8 @@ Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
  2. The mean over critics instead of the sum (equal under Adam); the n_k of target and gap are the
     same draws.
  3. The last transition of a timed-out episode is kept, and a time limit never cuts the bootstrap,
-    only R, and that not with --infinite-horizon (mazes, kitchen). In a maze theirs does so for
-    failures alone: the others end.
+    only R. With --infinite-horizon (mazes, kitchen) it does not cut R, either. In mazes theirs says
+    so of failures only, which is the same: a success ends the episode.
  4. Settings. Locomotion's are WSRL's, but for 2 critics instead of 10: they run CQL, not Cal-QL,
     and with layer norm. Pointmaze's are ours: antmaze's rewards, but a small w, layer norm, a
     longer horizon, a faster policy and faster targets. Adroit's were chosen for rewards of -1 and
@@ -443,11 +443,12 @@ def mc_returns(
     """Discounted return from each transition on, to its episode's end: (N,) -> (N,) float32.
 
     `ends`: one past the last transition of each episode."""
-    rewards, continues = rewards.astype(np.float64), 1 - terminations.astype(np.float64)
+    rewards = rewards.astype(np.float64)
+    continues = 1 - terminations.astype(np.float64)
     returns = np.zeros(len(rewards), np.float32)
     starts = np.r_[0, ends[:-1]]
     for start, end in zip(starts, ends):
-        following = 0.0
+        following = 0.0  # the return of the steps after: there are none, or they go on for ever
         if args.infinite_horizon:
             following = rewards[end - 1] / (1 - args.gamma)
         for t in reversed(range(start, end)):

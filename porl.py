@@ -446,11 +446,12 @@ def mc_returns(
     """Discounted return from each transition on, to its episode's end: (N,) -> (N,) float32.
 
     `ends`: one past the last transition of each episode."""
-    rewards, continues = rewards.astype(np.float64), 1 - terminations.astype(np.float64)
+    rewards = rewards.astype(np.float64)
+    continues = 1 - terminations.astype(np.float64)
     returns = np.zeros(len(rewards), np.float32)
     starts = np.r_[0, ends[:-1]]
     for start, end in zip(starts, ends):
-        following = 0.0
+        following = 0.0  # the return of the steps after: there are none, or they go on for ever
         if args.infinite_horizon:
             following = rewards[end - 1] / (1 - args.gamma)
         for t in reversed(range(start, end)):

@@ -156,8 +156,7 @@ ANTMAZE = {"critic_layers": 4, "offline_steps": 1_000_000} | ONLINE
 ANTMAZE |= {"lagrange": True, "eval_episodes": 20}
 ADROIT = {"hidden": 512, "critic_layers": 3, "cql_alpha": 1.0, "offline_steps": 20_000} | ONLINE
 KITCHEN = {"hidden": 512, "actor_layers": 3, "critic_layers": 3, "importance_sampling": False}
-KITCHEN |= {"infinite_horizon": True}
-KITCHEN |= {"reward_bias": -4.0, "offline_steps": 250_000} | ONLINE
+KITCHEN |= {"infinite_horizon": True, "reward_bias": -4.0, "offline_steps": 250_000} | ONLINE
 MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True}
 MAZE |= {"infinite_horizon": True, "online_max_backup": True}
 POINTMAZE = {"cql_alpha": 0.5, "layer_norm": True, "gamma": 0.995, "tau": 0.02}  # ours
@@ -471,11 +470,12 @@ def mc_returns(
     """Discounted return from each transition on, to its episode's end: (N,) -> (N,) float32.
 
     `ends`: one past the last transition of each episode."""
-    rewards, continues = rewards.astype(np.float64), 1 - terminations.astype(np.float64)
+    rewards = rewards.astype(np.float64)
+    continues = 1 - terminations.astype(np.float64)
     returns = np.zeros(len(rewards), np.float32)
     starts = np.r_[0, ends[:-1]]
     for start, end in zip(starts, ends):
-        following = 0.0
+        following = 0.0  # the return of the steps after: there are none, or they go on for ever
         if args.infinite_horizon:
             following = rewards[end - 1] / (1 - args.gamma)
         for t in reversed(range(start, end)):

@@ -36,6 +36,16 @@ TINY = [
     "25",
 ]
 TINY += ["--offline-steps", "60", "--online-steps", "90", "--no-compile"]
+# What makes a script small and lets it learn online within TINY's 90 steps, where it needs that.
+SMALL = {
+    "cal_ql": ["--hidden", "32"],
+    "jsrl_finetune": ["--calibration-episodes", "2", "--min-episodes", "2"],
+    "o3f": ["--num-candidates", "5"],
+    "o3f_lapo": ["--num-candidates", "5", "--utd-ratio", "2"],
+    "pex": ["--warmup-steps", "20"],
+    "porl": ["--hidden", "32", "--num-critics", "3", "--presample-steps", "40", "--utd-ratio", "2"],
+    "wsrl": ["--hidden", "32", "--num-critics", "3", "--warmup-steps", "20", "--utd-ratio", "2"],
+}
 
 
 @pytest.fixture(autouse=True)

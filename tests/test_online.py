@@ -9,19 +9,10 @@ import minari
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TASK, TINY, pendulum, run
+from conftest import ROOT, SMALL, TASK, TINY, pendulum, run
 
 import iql
 
-SMALL = {
-    "cal_ql": ["--hidden", "32"],
-    "jsrl_finetune": ["--calibration-episodes", "2", "--min-episodes", "2"],
-    "o3f": ["--num-candidates", "5"],
-    "o3f_lapo": ["--num-candidates", "5", "--utd-ratio", "2"],
-    "pex": ["--warmup-steps", "20"],
-    "porl": ["--hidden", "32", "--num-critics", "3", "--presample-steps", "40", "--utd-ratio", "2"],
-    "wsrl": ["--hidden", "32", "--num-critics", "3", "--warmup-steps", "20", "--utd-ratio", "2"],
-}
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 FAMILY = ["iql", "o3f", "pex", "jsrl_finetune"]
 
@@ -34,7 +25,7 @@ def online_run(script, *flags, **kwargs):
 
 
 def online_columns(folder):
-    """Rewards and terminations: behind them in a row are 4 observations, 1 action (, 4 more)."""
+    """Rewards and terminations. A row: 4 observations, action, reward, 4 observations, end."""
     rows = torch.load(folder / "latest.pt", weights_only=True)["online"]
     return rows[:, 5], rows[:, 10]
 

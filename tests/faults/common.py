@@ -20,7 +20,7 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
-from conftest import ROOT, TINY, pendulum, run
+from conftest import ROOT, SMALL, TINY, pendulum, run
 
 DATASET = "test/pendulum/random-v0"
 DATA = ["--dataset-id", DATASET]
@@ -34,18 +34,6 @@ def clear():
     """The cache goes with the process that made it, not with one of its children."""
     if os.getpid() == OWNER:
         shutil.rmtree(CACHE, ignore_errors=True)
-
-
-# What makes a script small and lets it learn online within TINY's 90 steps, where it needs that.
-SMALL = {
-    "cal_ql": ["--hidden", "32"],
-    "jsrl_finetune": ["--calibration-episodes", "2", "--min-episodes", "2"],
-    "o3f": ["--num-candidates", "5"],
-    "o3f_lapo": ["--num-candidates", "5", "--utd-ratio", "2"],
-    "pex": ["--warmup-steps", "20"],
-    "porl": ["--hidden", "32", "--num-critics", "3", "--presample-steps", "40", "--utd-ratio", "2"],
-    "wsrl": ["--hidden", "32", "--num-critics", "3", "--warmup-steps", "20", "--utd-ratio", "2"],
-}
 
 
 def flags_of(name: str, *flags) -> list[str]:

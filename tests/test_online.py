@@ -93,7 +93,7 @@ def test_the_online_phase_acts_with_samples(monkeypatch, script):
 
 
 @pytest.mark.parametrize("script", FAMILY)
-def test_the_decayed_step_size_is_full_again_online(monkeypatch, script):
+def test_the_decayed_learning_rate_is_full_again_online(monkeypatch, script):
     module = importlib.import_module(script)
     rates, update = [], module.Agent.update
 

@@ -5,10 +5,11 @@
     python benchmark/sweep.py iql.py --datasets o2o/hopper/medium-v0 o2o/halfcheetah/medium-v0 \\
         --seeds 0 1 2 --jobs 2 --out benchmark/results/iql.csv -- --offline-steps 50000
 
-An experiment has arms; all arms of one seed start from one offline.pt, which is made first. What
-follows `--` goes to every run of a script. [Ray](https://docs.ray.io) places the runs: on this
-machine, --jobs at a time with --threads CPU threads each, or with --address on the nodes of a
-cluster that share the folder of the runs.
+An experiment has arms; all arms of one seed start from one offline.pt. Those of all seeds are made
+first: where they do not meet the precondition (benchmark/tables.py says so), the arms can tell
+nothing, and the sweep can be stopped. What follows `--` goes to every run of a script.
+[Ray](https://docs.ray.io) places the runs: on this machine, --jobs at a time with --threads CPU
+threads each, or with --address on the nodes of a cluster that share the folder of the runs.
 
 A sweep can be stopped and started again at any time: runs have fixed names below --run-dir, so a
 finished run (summary.json) is left alone, a stopped one (latest.pt) goes on where it was, and one
@@ -448,7 +449,7 @@ def plan(args: Args, extra: list[str]) -> list[Job]:
         stop(f"there is no experiment and no script {args.what}: {', '.join(EXPERIMENTS)}")
     args.seeds = args.seeds or (0,)
     check(args, extra)
-    jobs = []
+    offline, jobs = [], []
     for dataset, seed in dict.fromkeys(itertools.product(args.datasets, args.seeds)):
         if experiment is None:
             jobs.append(make_job(args, args.what, dataset, seed, args.tag, extra))
@@ -458,7 +459,7 @@ def plan(args: Args, extra: list[str]) -> list[Job]:
         flags += ["--online-steps", "0"]
         first = make_job(args, str(ROOT / script), dataset, seed, tag, flags)
         first.probe = experiment.probe
-        jobs.append(first)
+        offline.append(first)
         for arm, words in experiment.arms.items():
             script, *flags = shlex.split(words)
             shared = "--offline-steps" not in flags
@@ -468,6 +469,7 @@ def plan(args: Args, extra: list[str]) -> list[Job]:
             if shared:
                 job.needs = first.folder.name
             jobs.append(job)
+    jobs = [*offline, *jobs]
     names = [job.folder.name for job in jobs]
     for name in names:
         if names.count(name) > 1:
@@ -538,7 +540,7 @@ def work(args: Args, jobs: list[Job]) -> None:
     done = {None}  # names of the runs that others may need
     while waiting or running:
         slots = int(ray.cluster_resources().get("CPU", 0)) // args.threads
-        free = [job for job in waiting if job.needs in done]  # in order: one seed after the other
+        free = [job for job in waiting if job.needs in done]  # in order
         for job in free[: max(0, slots - len(running))]:
             waiting.remove(job)
             running[run.remote(job, args.threads, os.getcwd())] = job

@@ -315,6 +315,24 @@ PRECONDITIONS = {
     "lapo-search": succeed(20, 80),
     "td3-collapse": near_the_data,
 }
+READS_ARMS = {"jsrl-gate", "cal_ql-maze"}  # the others read the offline checkpoints alone
+
+
+def precondition(
+    name: str, experiment: Experiment, dataset: str, runs: Runs
+) -> tuple[str, bool | None]:
+    """What is known of the precondition, and whether it holds; None: seeds are missing."""
+    if name not in PRECONDITIONS:
+        return "", True
+    arms = ["offline", *experiment.arms] if name in READS_ARMS else ["offline"]
+    seeds = [runs.get((dataset, arm), {}).keys() for arm in arms]
+    if experiment.probe:
+        seeds += [values.keys() for values in probed(name, dataset).values()] or [set()]
+    ready = set(range(experiment.seeds)).intersection(*seeds)
+    if not ready:
+        return "", None
+    words, holds = PRECONDITIONS[name](name, dataset, runs)
+    return words, holds if len(ready) == experiment.seeds else None
 
 
 # ---- tables
@@ -372,13 +390,16 @@ def effect(experiment: Experiment, claim: Claim, runs: Runs, dataset: str) -> li
 
 def verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
     """What the intervals say, by the rule of docs/evidence.md."""
-    done, shown, refuted, testable = 0, [], [], []
+    needed, done = list(experiment.datasets), 0
+    shown, refuted, testable = [], [], []
     for dataset in experiment.datasets:
         values = effect(experiment, claim, runs, dataset)
+        _, holds = precondition(name, experiment, dataset, runs)
+        if holds is False:  # with or without runs of its arms
+            needed.remove(dataset)
+            continue
         done += len(values)
         if len(values) < experiment.seeds:
-            continue
-        if name in PRECONDITIONS and not PRECONDITIONS[name](name, dataset, runs)[1]:
             continue
         if claim.control is not None:
             numbers = measured(experiment, runs, dataset, claim.measure)
@@ -391,8 +412,8 @@ def verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
             shown.append(dataset)
         if mean + width < claim.margin:
             refuted.append(dataset)
-    planned = experiment.seeds * len(experiment.datasets)
-    if done == 0:
+    planned = experiment.seeds * len(needed)
+    if done == 0 and needed == experiment.datasets:
         return "not run yet"
     if done < planned:
         return f"open: {done} of {planned} pairs"
@@ -424,15 +445,14 @@ def experiment_table(name: str) -> list[str]:
     lines = []
     for dataset in experiment.datasets:
         main = experiment.claims[0].measure
-        if not measured(experiment, runs, dataset, main):
-            lines += [f"`{dataset}`: not run yet.", ""]
-            continue
-        if name in PRECONDITIONS:
-            words, holds = PRECONDITIONS[name](name, dataset, runs)
-            word = "holds" if holds else "does not hold"
-            if len(effect(experiment, experiment.claims[0], runs, dataset)) < experiment.seeds:
-                word = "is open"
+        words, holds = precondition(name, experiment, dataset, runs)
+        if words:
+            word = {True: "holds", False: "does not hold", None: "is open"}[holds]
             lines += [f"`{dataset}`: the precondition {word} ({words}).", ""]
+        if not measured(experiment, runs, dataset, main):
+            word = "The arms were not run." if holds is False else f"`{dataset}`: not run yet."
+            lines += [word, ""]
+            continue
         for measure in dict.fromkeys(claim.measure for claim in experiment.claims):
             pairs = [claim.pair for claim in experiment.claims if claim.measure == measure]
             arms = list(experiment.arms) if measure == main else [a for p in pairs for a in p if a]

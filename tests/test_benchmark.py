@@ -372,6 +372,14 @@ def test_experiments_name_what_exists():
             assert EXPERIMENTS[experiment.shares].offline == experiment.offline, name
 
 
+def test_offline_phases_come_first():
+    """So the precondition is known before the arms cost anything."""
+    jobs = sweep.plan(sweep.Args("cal_ql-maze"), [])
+    tags = [job.tag for job in jobs]
+    assert tags[:6] == ["cal_ql-maze-offline"] * 5 + ["cal_ql-maze-cal_ql"]
+    assert tags.count("cal_ql-maze-offline") == 5
+
+
 def test_a_sweep_without_address_joins_no_cluster(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # what another program may have set
     run_sweep("--seeds", "0")
@@ -690,9 +698,13 @@ def test_the_aggregate_is_the_interquartile_mean():
     assert low < 3.5 < high
 
 
-def claim(*differences: list[float], holds: str = "de", margin: float = 0.0, control=None) -> str:
-    """The verdict on an experiment with one run per arm and seed; a list for each data set."""
-    runs = {}
+def claim(
+    *differences: list[float], holds: str = "de", margin: float = 0.0, control=None, offline=()
+) -> str:
+    """The verdict on an experiment with one run per arm and seed; a list for each data set.
+
+    Of the data sets `offline` the offline phases have been made, too, and no arm."""
+    runs = {(dataset, "offline"): dict.fromkeys(range(4), tables.Run()) for dataset in offline}
     for dataset, values in zip("de", differences):
         for seed, value in enumerate(values):
             scores = {"a": {0: 0.0, 1: 50.0 + value}, "b": {0: 0.0, 1: 50.0}, "offline": {0: 0.0}}
@@ -715,6 +727,9 @@ def test_verdicts():
     assert claim([-5.0, 6.0, 7.0, -6.0, *[6.0] * 99]) == "not shown"  # seeds beyond the plan
     assert claim([5.0, 6.0, 7.0, 6.0]) == "shown"
     assert claim([5.0, 6.0, 7.0, 6.0], holds="") == "not testable here"
+    assert claim([], [], offline="de") == "not run yet"
+    assert claim([], [], offline="de", holds="") == "not testable here"
+    assert claim([], [], offline="d", holds="") == "open: 0 of 4 pairs"
     assert claim([-5.0, 6.0, 7.0, -6.0]) == "not shown"
     above, around, below = [5.0, 6.0, 7.0, 6.0], [-5.0, 6.0, 7.0, -6.0], [-5.0, -6.0, -7.0, -6.0]
     assert claim(above, above) == "shown"
@@ -725,6 +740,7 @@ def test_verdicts():
     assert claim([-5.0, -6.0, -7.0, -6.0]) == "refuted here"
     assert claim([-3.0, -2.0, -3.0, -2.0], margin=-5.0) == "shown"
     assert claim(above, above, holds="d") == "shown (testable on d only)"
+    assert claim(above, [], holds="d", offline="e") == "shown (testable on d only)"
     assert claim(above, margin=-5.0, control=("a", "b")) == "shown"
     assert claim(around, margin=-50.0) == "shown"
     assert claim(around, margin=-50.0, control=("a", "b")) == "not testable here"

@@ -8,6 +8,7 @@ A table stands in a page between two comments, of which the first says what it i
     <!-- table: runs iql.csv -->              figures of all runs in a CSV, as plot.py prints them
     <!-- table: runs pex.csv learner -->      the same, of the learner alone
     <!-- table: last-ten iql_default.csv -->  means of ten evaluations before and after the switch
+    <!-- table: lapo-values -->               what lapo_values.py found
     <!-- table: demo -->                      the demo's five seeds
     <!-- table: soak -->                      what `make soak` has tried, by fault
     <!-- table: claims -->                    every claim of experiments.py, a row each
@@ -637,6 +638,20 @@ def speed_table(*words: str) -> list[str]:
     return lines
 
 
+def lapo_table() -> list[str]:
+    """What benchmark/lapo_values.py found, a number per seed."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in read_table(RESULTS / "lapo_values.csv"):
+        found.setdefault(row["name"], {}).setdefault(row["variant"], []).append(row["value"])
+    variants = next(iter(found.values()))
+    lines = [f"| mean over data or episodes | {' | '.join(variants)} |", f"|{'---|' * 3}"]
+    for name, values in found.items():
+        digits = 0 if float(values["clipped"][0]) > 100 else 2
+        cells = [" ".join(f"{float(value):.{digits}f}" for value in values[v]) for v in variants]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
 def soak_table() -> list[str]:
     """Sums over all scripts."""
     rows = read_table(RESULTS / "soak.csv")
@@ -670,7 +685,7 @@ def table(words: str) -> list[str]:
     makers |= {"verdicts": verdicts_table}
     makers |= {"last-ten": last_ten_table, "soak": soak_table}
     makers |= {"losses": losses_table, "speed": speed_table, "comparison": comparison_table}
-    makers |= {"costs": costs_table, "experiment": experiment_table}
+    makers |= {"costs": costs_table, "experiment": experiment_table, "lapo-values": lapo_table}
     return makers[kind](*rest)
 
 

@@ -1,22 +1,28 @@
-"""Why the critics of o3f_lapo.py overestimate: a short offline phase, as it is and clipped.
+"""Why do the critics of o3f_lapo.py overestimate? A short offline phase in four variants.
 
     python benchmark/lapo_values.py --seeds 0 1 2
 
-LAPO's decoder has no bounds, so a policy of codes may lead out of the action box, where critics
-have no data. The environment clips such an action, the losses do not. The variant "clipped" does:
-critics see what the target decoder says as the environment would execute it. Of each run are
-measured, in the learner's units of reward,
+LAPO's decoder has no bounds, so a code may become an action outside of the action box, where no
+data are. The environment clips it, the losses do not. The variants:
 
- - over the data: Q of the data's actions and of the policy's, as decoded and clipped to the box;
-   the share of their entries that lie outside; the discounted return that was recorded;
- - over episodes of the policy: V, and the discounted return that followed, without the last 100
-   steps before a time limit; and their return, raw and undiscounted.
+    as it is          the script
+    clipped targets   the policy's actions are clipped in the targets of V and in the advantages
+    clipped           they are clipped in the policy's own loss, too
+    no choice         --max-latent 0: the decoder's action for the code 0
 
-Runs lie below --run-dir; what is there is not run again.
+It measures for each run, in the learner's units of reward and with its discount:
+
+ - over the data: the return that was recorded, V, and Q (mean of the critics) of the data's actions
+   and of the policy's, as decoded and clipped; how often and how far their entries lie outside of
+   the box; how often V's target lies above V's upper bound;
+ - over episodes of the policy: V, and the return that followed.
+
+Without the last 100 steps before a time limit: they have too small a return. The last number is the
+mean return of these episodes, raw and undiscounted. A run that is there is not made again.
 """
 
 import csv
-import statistics
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,62 +56,97 @@ class Args:
     """a CSV that receives the numbers, in place of all that it holds"""
 
 
+def in_box(agent: o3f_lapo.Agent, actions: torch.Tensor) -> torch.Tensor:
+    """Actions (B, act_dim), in z-scores before and after, as the environment would execute them."""
+    return agent.normalize_actions(agent.unnormalize_actions(actions).clamp(-1.0, 1.0))
+
+
+class ClippedTargets(o3f_lapo.Agent):
+    """The target critics see the policy's actions clipped to the box."""
+
+    def policy_q(self, obs: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        actions = in_box(self, self.vae_target.decode(obs, latent))
+        q = self.q_target(obs, actions, members=self.some_critics())
+        return self.args.min_weight * q.amin(0) + (1 - self.args.min_weight) * q.amax(0)
+
+
 class Clipped(o3f_lapo.Agent):
-    """The critics see only actions in the box: all that they see of the decoder is the target's."""
+    """All critics do: they get these actions from the target decoder alone."""
 
     def __init__(self, *args):
         super().__init__(*args)
         decode = self.vae_target.decode
-
-        def clipped(obs: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-            actions = self.unnormalize_actions(decode(obs, latent)).clamp(-1.0, 1.0)
-            return self.normalize_actions(actions)
-
-        self.vae_target.decode = clipped
+        self.vae_target.decode = lambda obs, latent: in_box(self, decode(obs, latent))
 
 
-VARIANTS = {"as it is": o3f_lapo.Agent, "clipped": Clipped}
+Agent = o3f_lapo.Agent  # the script's own
+VARIANTS = {
+    "as it is": (Agent, ""),
+    "clipped targets": (ClippedTargets, ""),
+    "clipped": (Clipped, ""),
+    "no choice": (Agent, "--max-latent 0"),
+}
 
 
 def train(options: Args, variant: str, seed: int) -> Path:
     """The offline.pt of a run, which is made if it is not there."""
-    name = f"{options.dataset_id.replace('/', '-')}__{seed}__{variant.replace(' ', '-')}"
-    checkpoint = Path(options.run_dir, name, "offline.pt")
-    if not checkpoint.exists():
+    words = [options.dataset_id.replace("/", "-"), variant.replace(" ", "-")]
+    name = "__".join([*words, str(options.offline_steps), str(seed)])
+    folder = Path(options.run_dir, name)
+    if not (folder / "offline.pt").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # it was interrupted
+        agent, own = VARIANTS[variant]
         flags = f"--dataset-id {options.dataset_id} --seed {seed} --gamma 0.9 --tau 0.02"
         flags += f" --batch-size 128 --offline-steps {options.offline_steps} --online-steps 0"
-        flags += f" --run-dir {options.run_dir} --run-name {name}"
+        flags += f" --run-dir {options.run_dir} --run-name {name} {own}"
         flags += "" if options.compile else " --no-compile"
-        o3f_lapo.Agent = VARIANTS[variant]
+        o3f_lapo.Agent = agent
         o3f_lapo.main(o3f_lapo.parse_args(flags.split()))
-        o3f_lapo.Agent = VARIANTS["as it is"]
-    return checkpoint
+    return folder / "offline.pt"
+
+
+def counted(length: int, terminated: bool) -> int:
+    """How many steps of an episode have nearly their whole return in it."""
+    return length if terminated else max(length - 100, 0)
 
 
 @torch.no_grad()
 def measure(options: Args, checkpoint: Path) -> dict[str, float]:
-    """The numbers of one run, without any clipping but the environment's."""
+    """The numbers of one run, whose policy acts, and is judged, as the script's own."""
     state = o3f_lapo.load_checkpoint(str(checkpoint))
     args = o3f_lapo.Args(**state["args"] | {"compile": False, "device": "cpu"})
     o3f_lapo.set_up(args)  # the arithmetic of the run
     columns, ends, task, _ = o3f_lapo.load_data(args)
-    scale = 1 / columns["rewards"].max() if args.normalize_rewards else 1.0
-    agent = VARIANTS["as it is"](state["obs_dim"], state["act_dim"], args, torch.device("cpu"))
-    agent.load_state_dict(
-        state["agent"], strict=False
-    )  # without the bounds of V, which main() sets
-    rewards = scale * columns["rewards"]
-    recorded = returns_to_go(rewards, columns["terminations"], ends, args.gamma)
-    obs = torch.from_numpy(columns["obs"].copy())
+    scale = args.reward_scale
+    if args.normalize_rewards:
+        scale /= columns["rewards"].max()
+    rewards = scale * columns["rewards"] + args.reward_bias
+    agent = Agent(state["obs_dim"], state["act_dim"], args, torch.device("cpu"))
+    agent.load_state_dict(agent.state_dict() | state["agent"])
+    agent.widen_bounds(float(rewards.min()), float(rewards.max()))
+
+    rows, start = [], 0
+    for end in ends:
+        rows += range(start, start + counted(end - start, columns["terminations"][end - 1] == 1))
+        start = end
+    recorded = returns_to_go(rewards, columns["terminations"], ends, args.gamma)[rows]
+    obs, actions = (torch.from_numpy(columns[name][rows]) for name in ("obs", "actions"))
     z = agent.normalize_obs(obs)
     decoded = agent.unnormalize_actions(agent.vae_target.decode(z, agent.actor(z)))
+    outside = decoded.abs() > 1
     numbers = {
-        "recorded return": recorded.mean(),
-        "Q of the data's actions": agent.critic(obs, torch.from_numpy(columns["actions"])).mean(),
-        "Q of the policy's actions, decoded": agent.critic(obs, decoded).mean(),
-        "Q of the policy's actions, clipped": agent.critic(obs, decoded.clamp(-1.0, 1.0)).mean(),
-        "share of entries outside of the box": (decoded.abs() > 1).float().mean(),
+        "data: recorded return": recorded.mean(),
+        "data: V": agent.value(z).mean(),
+        "data: Q of its actions": agent.critic(obs, actions).mean(),
+        "data: Q of the policy's actions, decoded": agent.critic(obs, decoded).mean(),
+        "data: Q of the policy's actions, clipped": agent.critic(obs, decoded.clamp(-1, 1)).mean(),
+        "data: share of their entries outside": outside.float().mean(),
+        "data: how far outside, in half-widths": (decoded.abs() - 1)[outside].mean(),
+        "data: share of targets above V's bound": (
+            (agent.policy_q(z, agent.actor_target(z)) > agent.value_high).float().mean()
+        ),
     }
+
     values, returns, totals = [], [], []
     env = o3f_lapo.make_env(task)
     for episode in range(options.episodes):
@@ -115,29 +156,28 @@ def measure(options: Args, checkpoint: Path) -> dict[str, float]:
             visited.append(obs)
             action = agent.act(torch.from_numpy(obs), deterministic=True).numpy()
             obs, reward, terminated, _, info = env.step(action)
-            rewards.append(scale * reward)
+            rewards.append(scale * reward + args.reward_bias)
         ended = np.zeros(len(rewards))
         ended[-1] = terminated
         followed = returns_to_go(np.array(rewards), ended, np.array([len(rewards)]), args.gamma)
         v = agent.value(agent.normalize_obs(torch.from_numpy(np.stack(visited))))[:, 0].numpy()
-        counted = len(v) if terminated else len(v) - 100  # more follows a time limit
-        values += [*v[:counted]]
-        returns += [*followed[:counted]]
+        values += [*v[: counted(len(v), terminated)]]
+        returns += [*followed[: counted(len(v), terminated)]]
         totals.append(info["episode"]["r"])
-    numbers["V, in the policy's episodes"] = np.mean(values)
-    numbers["return that followed"] = np.mean(returns)
-    numbers["return of an episode"] = statistics.fmean(totals)
+    numbers["episodes: V"] = np.mean(values)
+    numbers["episodes: return that followed"] = np.mean(returns)
+    numbers["episodes: return in all"] = np.mean(totals)
     return {name: float(number) for name, number in numbers.items()}
 
 
 def main(options: Args) -> None:
     rows = []
-    for seed in options.seeds:
-        for variant in VARIANTS:
+    for variant in VARIANTS:
+        for seed in options.seeds:
             numbers = measure(options, train(options, variant, seed))
-            print(f"seed {seed}, {variant}:")
+            print(f"{variant}, seed {seed}:", flush=True)
             for name, number in numbers.items():
-                print(f"  {name:36} {number:.3g}")
+                print(f"  {name:41} {number:.3g}", flush=True)
                 run = [options.dataset_id, variant, seed]
                 rows.append(dict(zip(COLUMNS, [*run, name, f"{number:.4g}"])))
     if options.out:

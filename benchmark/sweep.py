@@ -5,11 +5,12 @@
     python benchmark/sweep.py iql.py --datasets o2o/hopper/medium-v0 o2o/halfcheetah/medium-v0 \\
         --seeds 0 1 2 --jobs 2 --out benchmark/results/iql.csv -- --offline-steps 50000
 
-An experiment has arms; all arms of one seed start from one offline.pt. Those of all seeds are made
-first: where they do not meet the precondition (benchmark/tables.py says so), the arms can tell
-nothing, and the sweep can be stopped. What follows `--` goes to every run of a script.
-[Ray](https://docs.ray.io) places the runs: on this machine, --jobs at a time with --threads CPU
-threads each, or with --address on the nodes of a cluster that share the folder of the runs.
+An experiment has arms; all arms of one seed start from one offline.pt. The offline phases of all
+seeds come first. Then `make tables` writes into docs/evidence.md whether the precondition holds. If
+it does not, stop the sweep: the arms could tell nothing. (jsrl-gate and cal_ql-maze need arms to
+know.) What follows `--` goes to every run of a script. [Ray](https://docs.ray.io) places the runs:
+on this machine, --jobs at a time with --threads CPU threads each, or with --address on the nodes of
+a cluster that share the folder of the runs.
 
 A sweep can be stopped and started again at any time: runs have fixed names below --run-dir, so a
 finished run (summary.json) is left alone, a stopped one (latest.pt) goes on where it was, and one

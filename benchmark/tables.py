@@ -221,10 +221,10 @@ MEASURES = {
 
 
 def probed(name: str, dataset: str) -> dict[str, dict[int, float]]:
-    """What the probe found in the offline checkpoints: {name: {seed: value}}."""
+    """What the probe found in offline checkpoints, of planned seeds: {name: {seed: value}}."""
     found: dict[str, dict[int, float]] = {}
     for row in read_table(RESULTS / f"{name}_probe.csv"):
-        if row["dataset"] == dataset:
+        if row["dataset"] == dataset and int(row["seed"]) < EXPERIMENTS[name].seeds:
             found.setdefault(row["name"], {})[int(row["seed"])] = float(row["value"])
     return found
 
@@ -276,6 +276,7 @@ def values_are_settled(name: str, dataset: str, runs: Runs) -> tuple[str, bool]:
     CQL has an offline phase of its own, whose Q must have settled, too.
     """
     rows = [row for row in read_table(RESULTS / f"{name}_losses.csv") if row["dataset"] == dataset]
+    rows = [row for row in rows if int(row["seed"]) < EXPERIMENTS[name].seeds]
     sentences, holds = [], True
     words, room = succeed(20, 95)(name, dataset, runs)
     for tag, label in ((offline_tag(name), "Cal-QL"), (f"{name}-cql", "CQL")):
@@ -316,7 +317,8 @@ PRECONDITIONS = {
     "lapo-search": succeed(20, 80),
     "td3-collapse": near_the_data,
 }
-READS_ARMS = {"jsrl-gate", "cal_ql-maze"}  # the others read the offline checkpoints alone
+# The others read the offline checkpoints alone.
+READS_ARMS = {"jsrl-gate": list(EXPERIMENTS["jsrl-gate"].arms), "cal_ql-maze": ["cql"]}
 
 
 def precondition(
@@ -325,15 +327,19 @@ def precondition(
     """What is known of the precondition, and whether it holds; None: seeds are missing."""
     if name not in PRECONDITIONS:
         return "", True
-    arms = ["offline", *experiment.arms] if name in READS_ARMS else ["offline"]
-    seeds = [runs.get((dataset, arm), {}).keys() for arm in arms]
+    planned = set(range(experiment.seeds))
+    runs = {
+        key: {seed: run for seed, run in seeds.items() if seed in planned}
+        for key, seeds in runs.items()
+    }
+    arms = ["offline", *READS_ARMS.get(name, [])]
+    ready = planned.intersection(*(runs.get((dataset, arm), {}) for arm in arms))
     if experiment.probe:
-        seeds += [values.keys() for values in probed(name, dataset).values()] or [set()]
-    ready = set(range(experiment.seeds)).intersection(*seeds)
+        ready = ready.intersection(*(probed(name, dataset).values() or [set()]))
     if not ready:
         return "", None
     words, holds = PRECONDITIONS[name](name, dataset, runs)
-    return words, holds if len(ready) == experiment.seeds else None
+    return words, holds if ready == planned else None
 
 
 # ---- tables
@@ -392,7 +398,7 @@ def effect(experiment: Experiment, claim: Claim, runs: Runs, dataset: str) -> li
 def verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
     """What the intervals say, by the rule of docs/evidence.md."""
     needed, done = list(experiment.datasets), 0
-    shown, refuted, testable = [], [], []
+    unknown, shown, refuted, testable = [], [], [], []
     for dataset in experiment.datasets:
         values = effect(experiment, claim, runs, dataset)
         _, holds = precondition(name, experiment, dataset, runs)
@@ -401,6 +407,9 @@ def verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
             continue
         done += len(values)
         if len(values) < experiment.seeds:
+            continue
+        if holds is None:
+            unknown.append(dataset)
             continue
         if claim.control is not None:
             numbers = measured(experiment, runs, dataset, claim.measure)
@@ -418,6 +427,8 @@ def verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
         return "not run yet"
     if done < planned:
         return f"open: {done} of {planned} pairs"
+    if unknown:
+        return f"open: the precondition is not known on {', '.join(unknown)}"
     if not testable:
         return "not testable here"
     if shown and refuted:
@@ -451,8 +462,10 @@ def experiment_table(name: str) -> list[str]:
             word = {True: "holds", False: "does not hold", None: "is open"}[holds]
             lines += [f"`{dataset}`: the precondition {word} ({words}).", ""]
         if not measured(experiment, runs, dataset, main):
-            word = "The arms were not run." if holds is False else f"`{dataset}`: not run yet."
-            lines += [word, ""]
+            word = "no seed has run all arms yet"
+            if holds is False:
+                word = "since it does not hold, the arms were not run"
+            lines += [f"`{dataset}`: {word}.", ""]
             continue
         for measure in dict.fromkeys(claim.measure for claim in experiment.claims):
             pairs = [claim.pair for claim in experiment.claims if claim.measure == measure]
@@ -639,15 +652,22 @@ def speed_table(*words: str) -> list[str]:
 
 
 def lapo_table() -> list[str]:
-    """What benchmark/lapo_values.py found, a number per seed."""
-    found: dict[str, dict[str, list[str]]] = {}
+    """What benchmark/lapo_values.py found, a number per seed; last, by how much V is too high."""
+    found: dict[str, dict[str, list[float]]] = {}
     for row in read_table(RESULTS / "lapo_values.csv"):
-        found.setdefault(row["name"], {}).setdefault(row["variant"], []).append(row["value"])
-    variants = next(iter(found.values()))
-    lines = [f"| mean over data or episodes | {' | '.join(variants)} |", f"|{'---|' * 3}"]
+        values = found.setdefault(row["name"], {}).setdefault(row["variant"], [])
+        values.append(float(row["value"]))
+    variants = list(next(iter(found.values())))
+    excess = found["episodes: V - that return"] = {}
+    for variant in variants:
+        v, followed = (
+            found[f"episodes: {name}"][variant] for name in ("V", "return that followed")
+        )
+        excess[variant] = [value - after for value, after in zip(v, followed)]
+    lines = [f"| | {' | '.join(variants)} |", f"|{'---|' * (1 + len(variants))}"]
     for name, values in found.items():
-        digits = 0 if float(values["clipped"][0]) > 100 else 2
-        cells = [" ".join(f"{float(value):.{digits}f}" for value in values[v]) for v in variants]
+        digits = 0 if name == "episodes: return in all" else 2
+        cells = [" ".join(f"{value:.{digits}f}" for value in values[v]) for v in variants]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 

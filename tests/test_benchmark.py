@@ -699,7 +699,12 @@ def test_the_aggregate_is_the_interquartile_mean():
 
 
 def claim(
-    *differences: list[float], holds: str = "de", margin: float = 0.0, control=None, offline=()
+    *differences: list[float],
+    holds: str = "de",
+    margin: float = 0.0,
+    control=None,
+    offline=(),
+    probe: str = "",
 ) -> str:
     """The verdict on an experiment with one run per arm and seed; a list for each data set.
 
@@ -712,8 +717,13 @@ def claim(
                 runs.setdefault((dataset, arm), {})[seed] = tables.Run(scores=points)
     asked = Claim("", "", ("a", "b"), "mean_online_score", margin, control)
     datasets = list("de"[: len(differences)])
-    experiment = Experiment([asked], "", datasets, 4, "", {"a": "", "b": ""}, [])
-    tables.PRECONDITIONS["made-up"] = lambda name, dataset, runs: ("", dataset in holds)
+    experiment = Experiment([asked], "", datasets, 4, "", {"a": "", "b": ""}, [], probe)
+
+    def check(name: str, dataset: str, runs: tables.Runs) -> tuple[str, bool]:
+        assert all(seed < 4 for seeds in runs.values() for seed in seeds)  # the plan's
+        return "", dataset in holds
+
+    tables.PRECONDITIONS["made-up"] = check
     try:
         return tables.verdict("made-up", experiment, asked, runs)
     finally:
@@ -730,6 +740,8 @@ def test_verdicts():
     assert claim([], [], offline="de") == "not run yet"
     assert claim([], [], offline="de", holds="") == "not testable here"
     assert claim([], [], offline="d", holds="") == "open: 0 of 4 pairs"
+    unknown = claim([5.0, 6.0, 7.0, 6.0], probe="probe.py")  # it has found nothing
+    assert unknown == "open: the precondition is not known on d"
     assert claim([-5.0, 6.0, 7.0, -6.0]) == "not shown"
     above, around, below = [5.0, 6.0, 7.0, 6.0], [-5.0, 6.0, 7.0, -6.0], [-5.0, -6.0, -7.0, -6.0]
     assert claim(above, above) == "shown"

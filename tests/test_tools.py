@@ -440,25 +440,30 @@ def test_inspect_search():
 
 
 def test_lapo_values():
-    """Two updates of each variant; the clipped one's target decoder says nothing beyond the box."""
+    """Two updates of each variant; and what the critics see where the decoder leaves the box."""
     sys.path.insert(0, str(ROOT / "benchmark"))
     import lapo_values
 
-    options = ["--dataset-id", "o2o/hopper/medium-v0", "--offline-steps", 2, "--no-compile"]
+    options = ["--dataset-id", "o2o/pointmaze/umaze-tiny-v0", "--offline-steps", 2, "--no-compile"]
     out = tool(ROOT / "benchmark/lapo_values.py", *options, "--episodes", 1, "--out", "values.csv")
     rows = Path("values.csv").read_text().splitlines()[1:]
-    assert len(rows) == 16 and out.count("share of entries outside of the box") == 2
-    assert all(np.isfinite(float(row.rpartition(",")[2])) for row in rows)
-    args = lapo_values.o3f_lapo.Args(compile=False)
-    agent = lapo_values.Clipped(3, 2, args, torch.device("cpu"))
-    agent.action_mean[:] = torch.tensor([0.5, 0.0])
-    agent.action_std[:] = torch.tensor([0.25, 2.0])
+    assert len(rows) == 44 and out.count("recorded return") == 4
+    wrong = [row for row in rows if not np.isfinite(float(row.rpartition(",")[2]))]
+    assert all("how far outside" in row for row in wrong)  # there may be none
+    args = lapo_values.o3f_lapo.Args(compile=False, num_critics=2)
     obs, latent = torch.zeros(1, 3), torch.zeros(1, 4)
-    for last in (agent.vae_target.decoder[-1], agent.vae.decoder[-1]):
-        last.weight.data.zero_()
-        last.bias.data[:] = torch.tensor([9.0, -0.25])
-    assert agent.vae_target.decode(obs, latent).tolist() == [[2.0, -0.25]]  # (1 - 0.5) / 0.25
-    assert agent.vae.decode(obs, latent).tolist() == [[9.0, -0.25]]  # it learns the data as before
+    box = torch.tensor([[2.0, -0.25]])  # (1 - 0.5) / 0.25 is the end of the box
+    for variant in ("clipped targets", "clipped"):
+        agent = lapo_values.VARIANTS[variant][0](3, 2, args, torch.device("cpu"))
+        agent.action_mean[:] = torch.tensor([0.5, 0.0])
+        agent.action_std[:] = torch.tensor([0.25, 2.0])
+        for last in (agent.vae_target.decoder[-1], agent.vae.decoder[-1]):
+            last.weight.data.zero_()
+            last.bias.data[:] = torch.tensor([9.0, -0.25])
+        assert torch.equal(agent.policy_q(obs, latent), agent.q_target(obs, box).amin(0))
+        loss_sees = box if variant == "clipped" else torch.tensor([[9.0, -0.25]])
+        assert torch.equal(agent.vae_target.decode(obs, latent), loss_sees)
+        assert agent.vae.decode(obs, latent).tolist() == [[9.0, -0.25]]  # it learns as before
 
 
 def test_inspect_maze():

@@ -16,8 +16,8 @@ A table stands in a page between two comments, of which the first says what it i
     <!-- table: costs -->                     machine and hours of every experiment
     <!-- end of table -->
 
-An experiment also has a figure, docs/evidence_NAME.png and .svg; a page's own runs are drawn into
-docs/NAME.png.
+An experiment with two seeds or more also has a figure, docs/evidence_NAME.png and .svg; a page's own
+runs are drawn into docs/NAME.png.
 """
 
 import dataclasses
@@ -236,9 +236,9 @@ def search_helps(name: str, dataset: str, runs: Runs) -> tuple[str, bool]:
         next(arm for arm in found if arm.startswith(kind)) for kind in ("o3f", "noise")
     )
     factor = 100 if "pointmaze" in dataset else 1
-    means = [f"{arm} {factor * statistics.fmean(by.values()):.0f}" for arm, by in found.items()]
+    means = [f"{arm}: {factor * statistics.fmean(by.values()):.0f}" for arm, by in found.items()]
     gains = [factor * gain for gain in plot.paired(found[search], found[noise]).values()]
-    words = f"frozen critics: {', '.join(means)}; search − noise {with_interval(gains, '+')}"
+    words = f"frozen critics: {', '.join(means)}; search − noise: {with_interval(gains, '+')}"
     return words, statistics.fmean(gains) - plot.interval(gains) > 0
 
 
@@ -501,7 +501,8 @@ def effects_of(experiment: Experiment, claim: Claim, runs: Runs) -> str:
         if values:
             family = dataset.partition("/")[2].removesuffix("-v0")
             interval = with_interval(values, "+" if claim.pair[1] else "")
-            effects.append(f"{family}, {len(values)} seeds: {interval}")
+            seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
+            effects.append(f"{family}, {seeds}: {interval}")
     return "<br>".join(effects) or "-"
 
 
@@ -815,7 +816,9 @@ def main(args: Args) -> None:
     for name in FIGURES:
         draw_page(name)
     for name, experiment in EXPERIMENTS.items():
-        if experiment.claims and effects_of(experiment, experiment.claims[0], read(name)) != "-":
+        runs, claims = read(name), experiment.claims[:1]
+        seeds = [len(effect(experiment, c, runs, d)) for c in claims for d in experiment.datasets]
+        if max(seeds, default=0) > 1:
             draw(name)
 
 

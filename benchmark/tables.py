@@ -16,8 +16,8 @@ A table stands in a page between two comments, of which the first says what it i
     <!-- table: costs -->                     machine and hours of every experiment
     <!-- end of table -->
 
-An experiment with two seeds or more also has a figure, docs/evidence_NAME.png and .svg; a page's own
-runs are drawn into docs/NAME.png.
+An experiment with two seeds or more has a figure, docs/evidence_NAME.png and .svg. The own runs of
+a page are drawn into docs/NAME.png.
 """
 
 import dataclasses

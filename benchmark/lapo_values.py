@@ -17,8 +17,8 @@ It measures for each run, in the learner's units of reward and with its discount
    the box; how often V's target lies above V's upper bound;
  - over episodes of the policy: V, and the return that followed.
 
-Without the last 100 steps before a time limit: they have too small a return. The last number is the
-mean return of these episodes, raw and undiscounted. A run that is there is not made again.
+The last 100 steps before a time limit are left out: too little of their return is known. The last
+number is the mean return of these episodes, raw and undiscounted. A finished run is not made again.
 """
 
 import csv
@@ -27,6 +27,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -110,63 +111,76 @@ def counted(length: int, terminated: bool) -> int:
     return length if terminated else max(length - 100, 0)
 
 
-@torch.no_grad()
-def measure(options: Args, checkpoint: Path) -> dict[str, float]:
-    """The numbers of one run, whose policy acts, and is judged, as the script's own."""
-    state = o3f_lapo.load_checkpoint(str(checkpoint))
-    args = o3f_lapo.Args(**state["args"] | {"compile": False, "device": "cpu"})
-    o3f_lapo.set_up(args)  # the arithmetic of the run
-    columns, ends, task, _ = o3f_lapo.load_data(args)
-    scale = args.reward_scale
-    if args.normalize_rewards:
-        scale /= columns["rewards"].max()
-    rewards = scale * columns["rewards"] + args.reward_bias
-    agent = Agent(state["obs_dim"], state["act_dim"], args, torch.device("cpu"))
-    agent.load_state_dict(agent.state_dict() | state["agent"])
-    agent.widen_bounds(float(rewards.min()), float(rewards.max()))
-
+def over_data(agent: Agent, columns: dict, ends: np.ndarray) -> dict[str, float]:
+    """What the critics say of the data's states. The rewards are those of the learner."""
     rows, start = [], 0
     for end in ends:
-        rows += range(start, start + counted(end - start, columns["terminations"][end - 1] == 1))
+        terminated = columns["terminations"][end - 1] == 1
+        rows += range(start, start + counted(end - start, terminated))
         start = end
-    recorded = returns_to_go(rewards, columns["terminations"], ends, args.gamma)[rows]
-    obs, actions = (torch.from_numpy(columns[name][rows]) for name in ("obs", "actions"))
-    z = agent.normalize_obs(obs)
-    decoded = agent.unnormalize_actions(agent.vae_target.decode(z, agent.actor(z)))
+    gamma = agent.args.gamma
+    recorded = returns_to_go(columns["rewards"], columns["terminations"], ends, gamma)[rows]
+    obs = torch.from_numpy(columns["obs"][rows])
+    actions = torch.from_numpy(columns["actions"][rows])
+    normalized = agent.normalize_obs(obs)
+    decoded = agent.vae_target.decode(normalized, agent.actor(normalized))
+    decoded = agent.unnormalize_actions(decoded)
     outside = decoded.abs() > 1
-    numbers = {
+    target = agent.policy_q(normalized, agent.actor_target(normalized))
+    return {
         "data: recorded return": recorded.mean(),
-        "data: V": agent.value(z).mean(),
+        "data: V": agent.value(normalized).mean(),
         "data: Q of its actions": agent.critic(obs, actions).mean(),
         "data: Q of the policy's actions, decoded": agent.critic(obs, decoded).mean(),
         "data: Q of the policy's actions, clipped": agent.critic(obs, decoded.clamp(-1, 1)).mean(),
         "data: share of their entries outside": outside.float().mean(),
         "data: how far outside, in half-widths": (decoded.abs() - 1)[outside].mean(),
-        "data: share of targets above V's bound": (
-            (agent.policy_q(z, agent.actor_target(z)) > agent.value_high).float().mean()
-        ),
+        "data: share of targets above V's bound": (target > agent.value_high).float().mean(),
     }
 
+
+def over_episodes(agent: Agent, env: gym.Env, scale: float, episodes: int) -> dict[str, float]:
+    """What V says of the states that the policy visits, and what followed there."""
     values, returns, totals = [], [], []
-    env = o3f_lapo.make_env(task)
-    for episode in range(options.episodes):
+    for episode in range(episodes):
         visited, rewards, info = [], [], {}
         obs, _ = env.reset(seed=episode)
         while "episode" not in info:
             visited.append(obs)
             action = agent.act(torch.from_numpy(obs), deterministic=True).numpy()
             obs, reward, terminated, _, info = env.step(action)
-            rewards.append(scale * reward + args.reward_bias)
-        ended = np.zeros(len(rewards))
+            rewards.append(scale * reward + agent.args.reward_bias)
+        length = len(rewards)
+        ended = np.zeros(length)
         ended[-1] = terminated
-        followed = returns_to_go(np.array(rewards), ended, np.array([len(rewards)]), args.gamma)
+        followed = returns_to_go(np.array(rewards), ended, np.array([length]), agent.args.gamma)
         v = agent.value(agent.normalize_obs(torch.from_numpy(np.stack(visited))))[:, 0].numpy()
-        values += [*v[: counted(len(v), terminated)]]
-        returns += [*followed[: counted(len(v), terminated)]]
+        values += [*v[: counted(length, terminated)]]
+        returns += [*followed[: counted(length, terminated)]]
         totals.append(info["episode"]["r"])
-    numbers["episodes: V"] = np.mean(values)
-    numbers["episodes: return that followed"] = np.mean(returns)
-    numbers["episodes: return in all"] = np.mean(totals)
+    return {
+        "episodes: V": np.mean(values),
+        "episodes: return that followed": np.mean(returns),
+        "episodes: return in all": np.mean(totals),
+    }
+
+
+@torch.no_grad()
+def measure(options: Args, checkpoint: Path) -> dict[str, float]:
+    """The numbers of one run; its networks are put into the script's own agent."""
+    state = o3f_lapo.load_checkpoint(str(checkpoint))
+    args = o3f_lapo.Args(**state["args"] | {"compile": False, "device": "cpu"})
+    o3f_lapo.set_up(args)  # the arithmetic of the run
+    columns, ends, task, _ = o3f_lapo.load_data(args)
+    scale = args.reward_scale
+    if args.normalize_rewards:
+        scale /= float(columns["rewards"].max())
+    columns["rewards"] = scale * columns["rewards"] + args.reward_bias
+    agent = Agent(state["obs_dim"], state["act_dim"], args, torch.device("cpu"))
+    agent.load_state_dict(agent.state_dict() | state["agent"])
+    agent.widen_bounds(float(columns["rewards"].min()), float(columns["rewards"].max()))
+    numbers = over_data(agent, columns, ends)
+    numbers |= over_episodes(agent, o3f_lapo.make_env(task), scale, options.episodes)
     return {name: float(number) for name, number in numbers.items()}
 
 

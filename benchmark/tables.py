@@ -317,7 +317,7 @@ PRECONDITIONS = {
     "lapo-search": succeed(20, 80),
     "td3-collapse": near_the_data,
 }
-# The others read the offline checkpoints alone.
+# Which arms a precondition needs; the others read the offline checkpoints alone.
 READS_ARMS = {"jsrl-gate": list(EXPERIMENTS["jsrl-gate"].arms), "cal_ql-maze": ["cql"]}
 
 
@@ -328,17 +328,17 @@ def precondition(
     if name not in PRECONDITIONS:
         return "", True
     planned = set(range(experiment.seeds))
-    runs = {
-        key: {seed: run for seed, run in seeds.items() if seed in planned}
-        for key, seeds in runs.items()
-    }
-    arms = ["offline", *READS_ARMS.get(name, [])]
-    ready = planned.intersection(*(runs.get((dataset, arm), {}) for arm in arms))
+    counted = {}  # the runs of planned seeds
+    for key, seeds in runs.items():
+        counted[key] = {seed: run for seed, run in seeds.items() if seed in planned}
+    ready = set(planned)
+    for arm in ["offline", *READS_ARMS.get(name, [])]:
+        ready &= counted.get((dataset, arm), {}).keys()
     if experiment.probe:
-        ready = ready.intersection(*(probed(name, dataset).values() or [set()]))
+        ready &= set().union(*probed(name, dataset).values())
     if not ready:
         return "", None
-    words, holds = PRECONDITIONS[name](name, dataset, runs)
+    words, holds = PRECONDITIONS[name](name, dataset, counted)
     return words, holds if ready == planned else None
 
 
@@ -464,7 +464,7 @@ def experiment_table(name: str) -> list[str]:
         if not measured(experiment, runs, dataset, main):
             word = "no seed has run all arms yet"
             if holds is False:
-                word = "since it does not hold, the arms were not run"
+                word = "it does not hold, so the arms need not be run"
             lines += [f"`{dataset}`: {word}.", ""]
             continue
         for measure in dict.fromkeys(claim.measure for claim in experiment.claims):

@@ -448,6 +448,8 @@ def test_lapo_values():
     out = tool(ROOT / "benchmark/lapo_values.py", *options, "--episodes", 1, "--out", "values.csv")
     rows = Path("values.csv").read_text().splitlines()[1:]
     assert len(rows) == 44 and out.count("recorded return") == 4
+    assert lapo_values.counted(300, terminated=False) == 200
+    assert lapo_values.counted(50, terminated=True) == 50
     wrong = [row for row in rows if not np.isfinite(float(row.rpartition(",")[2]))]
     assert all("how far outside" in row for row in wrong)  # there may be none
     args = lapo_values.o3f_lapo.Args(compile=False, num_critics=2)

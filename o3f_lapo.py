@@ -3,25 +3,25 @@
 Papers: O3F (optimistic action selection), Sobol Mark et al., 2022, OpenReview 2x8EKbGU51k; LAPO
 (latent-variable advantage-weighted policy), X. Chen et al., NeurIPS 2022, arXiv 2203.08949; REDQ
 (randomized ensembled double Q-learning), X. Chen et al., ICLR 2021, arXiv 2101.05982. o3f.py has
-O3F's search on top of IQL; O3F's average over 12 tasks is with LAPO. LAPO learns to reconstruct the
-data's actions with a conditional VAE, in which a good action (see w below) counts nine times as
-much as another one, so that its latent codes come to stand for good actions. A policy is trained to
-give codes whose actions the critics value highly. These stay near the data, because the decoder can
-only say what it has learned. All networks see z-scores of observations and actions, by the data's
-mean and spread.
+O3F's search on top of IQL; the average score over 12 tasks that O3F's paper reports is with LAPO.
+LAPO learns to reconstruct the data's actions with a conditional VAE, in which a good action (see w
+below) counts nine times as much as another one (with kappa 0.9), so that its latent codes come to
+stand for good actions. A policy is trained to give codes whose actions the critics value highly.
+The actions stay near the data, because the decoder can only say what it has learned. All networks
+see z-scores of observations and actions, by the data's mean and spread.
 
 For a transition (s, a, r, s', d), d = 1 at a true end, critics Q_j, j <= --num-critics, a value V,
 encoder enc, decoder dec, latent policy p, and slowly following copies (target networks) Qt_j, dect
 and pt of critics, decoder and policy:
 
     mix       M(s, z) = lambda min_j Qt_j(s, dect(s, z)) + (1 - lambda) max_j Qt_j(s, dect(s, z)),
-                                over the same --critic-subset random j, drawn anew for each batch
+              over the same --critic-subset random j, drawn anew whenever M is computed for a batch
     critic    L_Q = sum_j E[ (r + gamma (1 - d) V(s') - Q_j(s, a))^2 ]
     value     L_V = E[ (clip(M(s, pt(s) + xi), low, high) - V(s))^2 ]    xi: 0.1 eps, within +-0.2
     weight    w = kappa where r + gamma (1 - d) M(s', pt(s')) > V(s), else 1 - kappa
     CVAE      L_VAE = E[ w (|dec(s, z) - a|^2 + beta KL) ]   z = mu + sd eps, (mu, sd) = enc(s, a)
               KL = sum_k (mu_k^2 + sd_k^2 - 1 - log sd_k^2) / 2
-    policy    L_p = -E[ mean_j Q_j(s, dect(s, p(s))) ]       |p(s)| <= z_max, by a tanh
+    policy    L_p = -E[ mean_j Q_j(s, dect(s, p(s))) ]       entries of p(s) in +-z_max, by a tanh
 
 eps: standard normal. low = min(0, lowest r / (1 - gamma)), high = max(0, highest r / (1 - gamma));
 with --single-reward (mazes: the only reward is at the goal) high = max(0, highest r). L_Q trains
@@ -31,14 +31,16 @@ critics and value, each time on another batch and with Qt following, then once C
 the last batch, with dect and pt following.
 
 What changes at the switch: --utd-ratio takes effect (offline it is 1), and online transitions join
-the data: batches are uniform over their union. The actions that collect them come from O3F's
-search. Around the policy's action b, which is dect(s, p(s)) back in the units of the environment
-and clipped to the box [-1, 1],
+the data: batches are uniform over their union. Networks, targets and Adam's moments go on. The
+actions that collect new transitions come from O3F's search. Around the policy's action b, which is
+dect(s, p(s)) back in the units of the environment and clipped to the box [-1, 1],
 
     c_i = clip(b + sigma eps_i, -1, 1)                       eps_i ~ N(0, I), i <= N
     f_i = mean_j Q_j(s, c_i) + omega std_j Q_j(s, c_i)       std: of the population
     execute and store c_k,  k = argmax_i f_i
 
+Optimistic is the choice itself: where the critics value an action too highly, it is tried, and the
+error is seen. omega > 0 adds a bonus where they disagree.
 --exploration gives comparators: noise (O3F's: one perturbation, no choice) and plain (ours: b
 itself). Evaluation uses b, without the search; what the search achieves is online/episode_return.
 Parent: none. But explore() is that of o3f.py, line by line, except the line that computes `center`.
@@ -137,7 +139,7 @@ class Args:
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
-    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate of the target critic per gradient step
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate of target networks, each time they follow
     reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
     reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
     success_ends_episode: bool = False  # cut episodes at the first success, in data and mazes
@@ -154,7 +156,7 @@ class Args:
     num_critics: Annotated[int, 1, 100] = 5  # size of the critic ensemble
     critic_subset: Annotated[int, 1, 100] = 2  # critics drawn for each target, without repeats
     min_weight: Annotated[float, 0.0, 1.0] = 1.0  # lambda, of the subset's minimum; rest: maximum
-    utd_ratio: Annotated[int, 1, 1000] = 20  # critic updates per environment step, online
+    utd_ratio: Annotated[int, 1, 1000] = 20  # updates of critics and value per step, online
     kappa: Annotated[float, 0.0, 1.0] = 0.9  # weight of good actions; 1 - kappa: of the others
     kl_weight: Annotated[float, 0.0, 1e3] = 1.0  # beta, of the CVAE's KL divergence
     max_latent: Annotated[float, 0.0, 100.0] = 2.0  # z_max, bound of the policy's latent codes
@@ -162,12 +164,12 @@ class Args:
     num_candidates: Annotated[int, 1, 10_000] = 100  # perturbed actions to choose from at each step
     sigma: Annotated[float, 0.0, 10.0] = 0.2  # standard deviation of the perturbations
     omega: Annotated[float, -1e6, 1e6] = 0.0  # weight of the critics' disagreement in the score
-    normalize_rewards: bool = False  # rewards / highest reward in the data
-    single_reward: bool = False  # an episode ends with its only reward: high is the highest
+    normalize_rewards: bool = False  # divide r by the data's highest, before scale and bias
+    single_reward: bool = False  # an episode ends with its only reward: high = highest r
 
 
 # The settings of LAPO's code with O3F's sigma, by family, the second-to-last part of a data set's
-# id. They are defaults: a flag wins. Online budgets: O3F shows 500k steps for halfcheetah.
+# id. They are defaults: a flag wins. Budgets: see deviation 7.
 LAPO = {"batch_size": 512}
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 500_000, "checkpoint_every": 50_000}
 LOCOMOTION = LAPO | {"normalize_rewards": True, "online_steps": 10_000}
@@ -393,7 +395,7 @@ class Agent(nn.Module):
         return order.topk(self.args.critic_subset).indices
 
     def policy_q(self, obs: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-        """M (B,): what some target critics say of the actions of codes (B, 2 * act_dim)."""
+        """M (B,), of normalized observations and latent codes (B, 2 * act_dim)."""
         actions = self.vae_target.decode(obs, latent)
         q = self.q_target(obs, actions, members=self.some_critics())  # (subset, B)
         return self.args.min_weight * q.amin(0) + (1 - self.args.min_weight) * q.amax(0)

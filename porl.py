@@ -8,27 +8,29 @@ is worth; then SAC fine-tunes it. With d = 1 at a true end, critics Q_i and thei
 a temperature alpha:
 
     offline      behaviour cloning: L_BC = -E[ log pi(a | s) ]  for the data's s and a
-    stage A      the first --presample-steps online. The frozen policy acts (samples), and the
-                 critics take --utd-ratio steps per environment step, each on a batch of its own:
+    stage A      the first --presample-steps online. The frozen policy acts (samples); once there
+                 are transitions enough, the critics take --utd-ratio steps per environment step,
+                 each on a batch of its own:
                  L_Q = mean_i E[ (y - Q_i(s, a))^2 ],  then  Qt_i <- (1 - tau) Qt_i + tau Q_i
                  y = r + gamma (1 - d) min_j Qt_j(s', n),  n ~ pi(. | s'),  j: two random critics
-    stage B      the critics as before; then once per step, on all these batches together:
+    stage B      acting and critics as before; then once per step, on all these batches together:
                  L_pi = E[ alpha log pi(b | s) - min_i Q_i(s, b) ],  b ~ pi(. | s),  i: all critics
                  L_alpha = -log(alpha) E[ log pi(b | s) - dim(a) ],  dim(a): entries of an action
 
 L_BC and L_pi train the policy pi, L_Q the critics, L_alpha alpha; y, alpha in L_pi and log pi in
 L_alpha are constants. Batches online are uniform over the online transitions. With
---online-max-backup (mazes), y in stage B is the highest of min_j over --num-actions actions n.
+--online-max-backup (mazes), y in stage B takes the best of --num-actions samples n: in place of
+min_j Qt_j(s', n) it has max_n min_j Qt_j(s', n).
 From rollouts that are all alike, critics learn nothing about actions. So the standard deviation of
 pi (before the tanh) is at least --min-std in stage A, and in L_BC, too. Stage B has no such floor:
-stage A judges a policy that may be a little noisier than the one that goes on.
+stage A judges a policy that may be noisier than the one that goes on.
 
 What changes at the switch from offline to online (but for --q-init offline): the critics are new,
-alpha begins at --initial-alpha, and Adam has no moments. Only the policy goes on, and no batch
-holds offline data. The policy may come from a run of cal_ql.py or wsrl.py, too
+alpha begins at --initial-alpha, and Adam has no moments; only the policy goes on. In any case no
+batch holds offline data. The policy may come from a run of cal_ql.py or wsrl.py, too
 (--offline-checkpoint). As others summarize it, the paper compares three ways to begin with Q:
---q-init presample (PORL), random (stage A only collects), and offline (the checkpoint's critics,
-moments and alpha go on: WSRL, but for the floor in stage A).
+--q-init presample (PORL), random, and offline (the checkpoint's critics, moments and alpha go on:
+WSRL, but for the floor in stage A). With the latter two nothing learns in stage A.
 Parent: wsrl.py; `diff wsrl.py porl.py` is the method. Measured: docs/porl.md, with commands and
 curves.
 
@@ -41,7 +43,7 @@ update), SAC, cloned policies, and the three ways to begin with Q. All else is o
     stage B. Its length is fixed; there is no further training at its end.
  3. Behaviour cloning: maximum likelihood, the data's actions clipped to +-0.999, --min-std 0.1.
  4. --initial-alpha 0.1: an entropy bonus of wsrl.py's size would outweigh critics that are new.
- 5. Where Q begins otherwise, stage A collects as many steps, with the same --min-std.
+ 5. With --q-init random or offline, stage A only collects: as many steps, with the same --min-std.
  6. Left out: policies of other networks (IQL's, deterministic ones); a term that keeps pi near its
     beginning. The critics of a cal_ql.py or wsrl.py checkpoint must have the sizes asked for,
     although only --q-init offline reads them.
@@ -116,7 +118,7 @@ class Args:
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
-    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate of the target critic per gradient step
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate of target networks, each time they follow
     reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
     reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
     success_ends_episode: bool = False  # cut episodes at the first success, in data and mazes
@@ -144,12 +146,12 @@ class Args:
     utd_ratio: Annotated[int, 1, 1000] = 4  # critic updates per environment step
     online_max_backup: bool = False  # stage B: targets take the best of N next actions; off: one
     num_actions: Annotated[int, 1, 100] = 10  # N, see --online-max-backup
-    infinite_horizon: bool = False  # an episode that was cut has R as if its last reward went on
+    infinite_horizon: bool = False  # logged mc_return of a cut episode: its last reward goes on
 
 
 # Settings by family, the second-to-last part of a data set's id. They are defaults: a flag wins.
-# None is the paper's: networks and rewards are wsrl.py's, so that its checkpoints fit; the budgets
-# are ours.
+# In spite of the name none is the paper's: networks and rewards are wsrl.py's, so that its
+# checkpoints fit; the budgets are ours.
 ONLINE = {"online_steps": 500_000, "checkpoint_every": 50_000}
 ANTMAZE = {"critic_layers": 4, "offline_steps": 250_000, "eval_episodes": 20} | ONLINE
 ADROIT = {"hidden": 512, "critic_layers": 3, "offline_steps": 20_000} | ONLINE
@@ -166,7 +168,7 @@ PAPER_SETTINGS = {
 }
 
 NETWORKS = "cql"  # an offline.pt of cal_ql.py or wsrl.py fits, if sizes and rewards are equal
-ONLINE_ONLY = ("critic", "log_")  # begin at the switch: an offline.pt has none
+ONLINE_ONLY = ("critic", "log_")  # begin at the switch; no offline.pt of this script has them
 METRICS = ["bc_loss", "std", "mc_return"]
 KEYS = [f"offline/{name}" for name in METRICS]
 KEYS += ["online/td_loss", "online/q", "online/actor_loss", "online/alpha", "online/entropy"]
@@ -494,7 +496,8 @@ def main(args: Args) -> None:
             run.evaluate(agent.act, eval_env)
         run.checkpoint()
 
-    # ---- the switch: only the policy goes on; critics and temperature are new (ONLINE_ONLY)
+    # ---- the switch: only the policy goes on (but for --q-init offline). Critics and temperature
+    # are still those that Agent() made (ONLINE_ONLY); Adam forgets its moments.
     if run.phase == "offline":
         run.evaluate(agent.act, eval_env)
         run.end_offline()

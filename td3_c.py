@@ -17,35 +17,37 @@ c = E|Q_1(s, pi(s))| over the batch, and m = softplus(eta) with a trained number
               L_pi =       -E[ Q_1(s, pi(s)) ] / c                        td3 online
               L_pi =       -E[ Q_1(s, pi(s)) ] / c + m D                  td3c online
     gap       D = E[ (pi(s) - pit(s))^2 ]
-    dual      L_eta = m (epsilon - D)            its step raises m if D > epsilon, else lowers it
+    dual      L_eta = m (epsilon - D)         pushes m up where D > epsilon, else down
     targets   pit <- (1 - tau) pit + tau pi,  Qt_i <- (1 - tau) Qt_i + tau Q_i
 
 Squares of actions are means over their entries. L_Q trains the critics, L_pi the policy, L_eta the
 number eta. No gradient flows through y. In L_pi, c, m, Q_1's weights and pit are constants; in
 L_eta, D is. Every update steps the critics; every second one then steps eta (td3c only), the policy
-and the targets, in this order. A policy whose actions drift by v at each of its steps is about
-v / tau ahead of its target policy. So D near epsilon means a speed near tau sqrt(epsilon): that is
-limited, not how far pi gets.
+and the targets, in this order and on the same batch. A policy whose actions drift by v at each of
+its steps is about v / tau ahead of its target policy. So where D stays below epsilon, the speed
+stays below about tau sqrt(epsilon): that is limited, not how far pi gets.
 
 What changes at the switch: the policy's loss becomes that of --method, and Adam's moments are
 cleared. The policy acts with noise (evaluated is pi without it), and --online-replay mixes the
 batches: append (uniform over data set and online transitions), online_only, or symmetric (half of
 each). From step --batch-size on, there is one update per step.
-What does not change: observations are standardized with the mean and deviation of the data set.
+What does not change: networks and targets go on as they are, so D begins with the lag that pit has
+from the offline phase. Observations are standardized with the mean and deviation (plus 1e-3) of the
+data set.
 Parent: none, the root of its family. (docs/td3_c.md)
 
 Deviations. No code of the authors is known, and of the paper only its abstract and beginning could
 be read. That the online procedure is a cautious one is theirs. That each step is constrained, by
-the distance to the target network, is how we understand it, and 1 to 3 complete it. 4 to 8 are
-about the offline phase, and are deviations from TD3+BC's code (github.com/sfujim/TD3_BC).
+the distance to the target network, is how we understand it, and 1 to 3 complete it. 4 to 8 concern
+settings, data and arithmetic, where TD3+BC's code (github.com/sfujim/TD3_BC) is the reference.
  1. The constraint's form: gap, epsilon, multiplier with start and learning rate, order of steps.
- 2. The division by c in td3 and td3c. TD3's loss is -E[Q_1]. A constant factor hardly changes what
-    Adam does, but beside m D it matters.
+ 2. The division by c in td3 and td3c. TD3's loss is -E[Q_1]. A factor that changes slowly hardly
+    alters what Adam does, but beside m D it matters.
  3. The new moments of Adam, the wait for a batch, and the three modes of replay. The noise on
     actions is that of TD3's code, without its random actions at the beginning.
- 4. Settings: locomotion has TD3+BC's, antmaze the rewards and Adroit the raw rewards of CORL
-    (github.com/tinkoff-ai/CORL). Ours: pointmaze, kitchen, ant, all online budgets, and the offline
-    one of locomotion.
+ 4. Settings: locomotion has TD3+BC's; antmaze has CORL's rewards, r - 1, and Adroit the raw
+    rewards, as CORL (github.com/tinkoff-ai/CORL). Ours: pointmaze, kitchen, ant, all online
+    budgets, and the offline one of locomotion.
  5. The last transition of a timed-out episode is kept.
  6. Mazes: observations hold the goal, and episodes end at the first success, in data and task.
  7. The data's actions are clipped to +-(1 - 1e-5).
@@ -121,7 +123,7 @@ class Args:
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
-    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate of the target critic per gradient step
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate of target networks, each time they follow
     reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
     reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
     success_ends_episode: bool = False  # cut episodes at the first success, in data and mazes
@@ -141,7 +143,7 @@ class Args:
     method: Literal["td3c", "td3", "td3bc"] = "td3c"  # policy's loss online: see the docstring
     online_replay: Literal["append", "online_only", "symmetric"] = "append"  # mixture of a batch
     exploration_noise: Annotated[float, 0.0, 10.0] = 0.1  # std of the noise on actions online
-    epsilon: Annotated[float, 0.0, 1e3] = 1e-3  # td3c: the gap D is held near it
+    epsilon: Annotated[float, 0.0, 1e3] = 1e-3  # td3c: bound on the gap D, kept on average
     initial_multiplier: Annotated[float, 1e-6, 1e4] = 10.0  # td3c: m at the switch
     dual_lr: Annotated[float, 0.0, 1e3] = 1e-2  # td3c: Adam learning rate of eta
 
@@ -325,7 +327,7 @@ class Agent(nn.Module):
         return (actions - target_actions).square().mean()
 
     def dual_loss(self, batch: Tensors) -> torch.Tensor:
-        """Loss of the multiplier: a step on it raises the multiplier if the gap is too wide."""
+        """Loss of the multiplier: its gradient pushes m up where the gap is too wide, else down."""
         with torch.no_grad():
             obs = self.standardized(batch["obs"])
             gap = self.gap(obs, self.actor(obs))

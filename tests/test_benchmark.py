@@ -348,7 +348,7 @@ ARMS = {"a": "stub.py", "b": "stub.py"}
 EXPERIMENTS = {"tiny": Experiment([], "", ["test/x/y-v0"], 1, "stub.py", ARMS, [])}
 """
     Path("benchmark/experiments.py").write_text(source)
-    words = [sys.executable, "benchmark/sweep.py", "tiny", "--run-dir", "runs"]
+    words = [sys.executable, "benchmark/sweep.py", "tiny", "--run-dir", "runs", "--jobs", "2"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
     assert done.stderr.count("(status 2)") == 1, done.stderr  # the stub knows no --online-steps
@@ -370,6 +370,47 @@ def test_experiments_name_what_exists():
             assert (ROOT / "datasets" / dataset).is_dir(), (name, dataset)
         if experiment.shares:
             assert EXPERIMENTS[experiment.shares].offline == experiment.offline, name
+
+
+def test_every_arm_starts_from_the_offline_phase_of_its_seed():
+    for what in ("jsrl-gate", "td3-collapse", "o3f-maze"):
+        started = 0
+        for job in sweep.plan(sweep.Args(what), []):
+            if job.needs is None:
+                continue
+            flags = dict(itertools.pairwise(job.command))
+            assert Path(flags["--offline-checkpoint"]).parent.name == job.needs
+            _, dataset, seed, _ = job.needs.split("__")
+            assert (dataset, seed) == (flags["--dataset-id"].replace("/", "-"), flags["--seed"])
+            started += 1
+        assert started >= 20
+
+
+def test_a_run_that_was_told_other_things_is_not_taken_over():
+    make_run(str(RUN))
+    RUN.with_name(f"{RUN.name}.log").write_text("$ python stub.py --beta 2\n")
+    args = sweep.Args("stub.py", ("test/x/y-v0",), out=Path("results.csv"), run_dir=Path("runs"))
+    assert "other arguments" in sentence(sweep.main, args, [])
+
+
+def test_seconds_of_a_resumed_run_count_from_its_start(monkeypatch, tmp_path):
+    job = sweep.Job(tmp_path / "a", "", ["stub.py"])
+    job.folder.mkdir()
+    (job.folder / "latest.pt").touch()
+    (job.folder / "sweep.json").write_text('{"machine": "m", "seconds": "100"}')
+    monkeypatch.setattr(sweep, "run_python", lambda *_: 0)
+    sweep.train(job, 1, ".")
+    assert float(json.loads((job.folder / "sweep.json").read_text())["seconds"]) >= 100
+
+
+def test_the_learner_alone_has_its_own_score(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    scores = "step,eval/score,eval_learner/score\n10,60,\n10,,20\n"
+    (tmp_path / "metrics.csv").write_text(scores)
+    episodes = [f"10,online,{policy},0,1,6,9," for policy in ("actor", "learner")]
+    (tmp_path / "eval.csv").write_text("\n".join([EVAL.split("\n")[0], *episodes]) + "\n")
+    rows = sweep.read_run(tmp_path)
+    assert [(row["policy"], row["score"]) for row in rows] == [("actor", "60"), ("learner", "20")]
 
 
 def test_offline_phases_come_first():
@@ -690,6 +731,13 @@ def test_curves_are_compared_with_a_base(capsys):
     assert "'iql a', 'iql b'" in line
 
 
+def test_a_figure_shows_by_how_much_a_curve_is_above_the_base(monkeypatch):
+    path, drawn = make_table("results.csv", {"a": 10.0, "b": 30.0}), []
+    monkeypatch.setattr(plot, "draw_differences", lambda ax, others, colors: drawn.append(others))
+    plot.main(plot.Args(runs=(path,), out=Path("out.svg"), base="iql a"))
+    assert drawn == [{"iql b": {0: 20.0, 1: 20.0}}] * 3
+
+
 def test_the_aggregate_is_the_interquartile_mean():
     scores = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 100.0]])
     points, intervals = plot.aggregate({"x": scores})
@@ -757,6 +805,101 @@ def test_verdicts():
     assert claim(around, margin=-50.0) == "shown"
     assert claim(around, margin=-50.0, control=("a", "b")) == "not testable here"
     assert claim(below, above, holds="d") == "refuted here (testable on d only)"
+    assert claim([-9.0, 2.0, 2.0, 2.0]) == "not shown"  # a mean below 0, an interval around it
+    assert claim([5.0, 6.0, 7.0, 6.0], margin=20.0) == "refuted here"
+    assert claim([5.0, 40.0, 7.0, 6.0], margin=20.0) == "not shown"
+
+
+def offline_runs(score: float, seeds: int = 8) -> dict:
+    """The offline phases of an experiment, all with one score at the switch."""
+    scores = {-4: score, -3: score, -2: score, -1: score, 0: score}
+    return {("d", "offline"): {seed: tables.Run(scores=scores) for seed in range(seeds)}}
+
+
+@pytest.mark.parametrize(
+    "name, score, holds",
+    [
+        ("jsrl-cold", 19.0, False),
+        ("jsrl-cold", 21.0, True),
+        ("jsrl-cold", 79.0, True),
+        ("jsrl-cold", 81.0, False),
+        ("lapo-search", 19.0, False),
+        ("lapo-search", 81.0, False),
+        ("wsrl-maze", 49.0, False),
+        ("wsrl-maze", 100.0, True),
+        ("wsrl-adam", 19.0, False),
+        ("porl-init", 19.0, False),
+        ("porl-hopper", 21.0, True),
+    ],
+)
+def test_preconditions_on_the_score_at_the_switch(name, score, holds):
+    assert tables.PRECONDITIONS[name](name, "d", offline_runs(score))[1] is holds
+
+
+def test_a_precondition_is_open_until_all_seeds_are_there():
+    experiment = EXPERIMENTS["jsrl-cold"]
+    for score, holds in ((0.0, False), (50.0, True)):
+        for seeds, known in ((1, None), (7, None), (8, holds), (9, holds)):
+            runs = offline_runs(score, seeds)
+            assert tables.precondition("jsrl-cold", experiment, "d", runs)[1] is known
+    runs = offline_runs(50.0) | {("d", "offline"): offline_runs(50.0)["d", "offline"]}
+    runs["d", "offline"][8] = tables.Run(scores={0: -1e9})  # beyond the plan
+    assert tables.precondition("jsrl-cold", experiment, "d", runs)[1] is True
+
+
+@pytest.mark.parametrize(
+    "search, holds",
+    [([9.0, 9.0, 9.0], True), ([1.0, 9.0, 2.0], False), ([-9.0, -8.0, -9.0], False)],
+)
+def test_the_search_has_to_help_beyond_its_scatter(monkeypatch, search, holds):
+    rows = []
+    for seed, gain in enumerate(search):
+        rows += [("o3f 0.1", seed, gain + seed), ("noise 0.1", seed, seed)]
+    probe = [{"dataset": "d", "seed": str(seed), "name": n, "value": str(v)} for n, seed, v in rows]
+    probe.append({"dataset": "e", "seed": "0", "name": "o3f 0.1", "value": "-1e9"})
+    monkeypatch.setattr(tables, "read_table", lambda path: probe)
+    assert tables.search_helps("o3f-maze", "d", {})[1] is holds
+
+
+@pytest.mark.parametrize(
+    "score, share, holds", [(30, 0.01, True), (30, 0.09, False), (9, 0.01, False)]
+)
+def test_a_sane_critic_seldom_prefers_a_random_action(monkeypatch, score, share, holds):
+    row = {"dataset": "d", "seed": "0", "name": "random above the policy", "value": str(share)}
+    monkeypatch.setattr(tables, "read_table", lambda path: [row])
+    assert tables.critic_is_sane("pex-drop", "d", offline_runs(float(score)))[1] is holds
+
+
+@pytest.mark.parametrize("direct, holds", [([50.0, 60.0], True), ([50.0, 95.0], False)])
+def test_a_drop_is_more_than_its_scatter(monkeypatch, direct, holds):
+    numbers = {"frozen": {0: 90.0, 1: 100.0}, "direct": dict(enumerate(direct))}
+    monkeypatch.setattr(tables, "measured", lambda *_: numbers)
+    assert tables.there_is_a_drop("jsrl-gate", "d", {})[1] is holds
+
+
+@pytest.mark.parametrize(
+    "score, q, cql_q, rate, holds",
+    [
+        (60.0, 102.0, 98.0, 0.5, True),
+        (15.0, 102.0, 98.0, 0.5, False),
+        (97.0, 102.0, 98.0, 0.5, False),
+        (60.0, 110.0, 98.0, 0.5, False),
+        (60.0, 102.0, 90.0, 0.5, False),
+        (60.0, 102.0, 98.0, 0.02, False),
+        (60.0, 102.0, 98.0, 0.95, False),
+    ],
+)
+def test_values_are_settled_where_q_rests_and_the_bound_acts(
+    monkeypatch, score, q, cql_q, rate, holds
+):
+    """Q is 100 until 2,000 updates before the switch."""
+    losses = []
+    for tag, last in (("cal_ql-maze-offline", q), ("cal_ql-maze-cql", cql_q)):
+        for step, value in ((-3000, 100.0), (-2000, 100.0), (-1000, last), (0, last)):
+            row = {"dataset": "d", "seed": "0", "tag": tag, "step": str(step)}
+            losses.append(row | {"q": str(value), "bound_rate": str(rate)})
+    monkeypatch.setattr(tables, "read_table", lambda path: losses)
+    assert tables.values_are_settled("cal_ql-maze", "d", offline_runs(score))[1] is holds
 
 
 def test_measures():

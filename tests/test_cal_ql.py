@@ -734,6 +734,32 @@ def test_paper_settings_name_real_arguments():
     assert (door["cql_alpha"], door["offline_steps"]) == (1, 20_000)
 
 
+def test_settings_of_all_families():
+    for family in cal_ql.PAPER_SETTINGS:
+        args = cal_ql.parse_args(["--dataset-id", f"x/{family}/a-v0"])
+        locomotion = family in ("hopper", "halfcheetah", "walker2d", "ant")
+        assert args.calibrate != locomotion
+        assert args.layer_norm == (locomotion or family == "pointmaze")
+        assert (args.max_backup, args.num_actions, args.cql_gap) == (True, 10, 0.8)
+        assert (args.num_critics, args.critic_subset, args.critic_lr) == (2, 0, 3e-4)
+        ours = family == "pointmaze"
+        rates = (args.actor_lr, args.gamma, args.tau)
+        assert rates == ((3e-4, 0.995, 0.02) if ours else (1e-4, 0.99, 0.005))
+        assert args.offline_ratio == (0.25 if family == "kitchen" else 0.5)
+    assert cal_ql.PAPER_SETTINGS["pen"]["online_steps"] == 200_000
+    assert cal_ql.PAPER_SETTINGS["door"]["online_steps"] == 1_000_000
+
+
+@pytest.mark.parametrize("ratio, offline", [(0.5, 128), (0.25, 64)])
+def test_share_of_offline_rows_in_a_batch_of_256(ratio, offline):
+    columns = {"rewards": np.zeros(300, np.float32)}
+    buffer = cal_ql.ReplayBuffer(columns, 300, torch.device("cpu"))
+    for _ in range(300):
+        buffer.add(rewards=1.0)
+    batch = buffer.sample(256, ratio)
+    assert batch["rewards"].sum() == 256 - offline
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [

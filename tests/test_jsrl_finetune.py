@@ -389,6 +389,28 @@ def rows(folder, name="metrics.csv"):
     return list(csv.DictReader(open(folder / name)))
 
 
+def test_only_solved_episodes_of_the_guide_give_the_horizon():
+    gate = make_gate(stage=0, guide=(), calibration_episodes=3, min_episodes=2)
+    for length, solved in ((50, False), (20, True), (40, True)):
+        gate.after_episode({"r": 1.0, "l": length}, solved, 1.0)
+    assert gate.guide_lengths == [50, 20, 40]
+    assert gate.solved_lengths == [20, 40]
+
+
+def test_settings_are_those_of_the_page():
+    """docs/jsrl_finetune.md; where JSRL has a value, it is JSRL's (offline_ratio to stages)."""
+    args = jsrl.Args()
+    assert (args.offline_ratio, args.online_window, args.stages) == (0.25, 100_000, 10)
+    assert (args.schedule, args.init, args.tolerance) == ("automatic", "warm", 0.05)
+    assert (args.z_advance, args.z_retreat) == (0.5, 1.0)
+    for family in jsrl.PAPER_SETTINGS:
+        args = jsrl.parse_args(["--dataset-id", f"x/{family}/a-v0"])
+        episodes = (args.calibration_episodes, args.min_episodes, args.window)
+        assert episodes == ((20, 10, 20) if "maze" in family else (10, 5, 10))
+        if family in ("hopper", "halfcheetah", "walker2d", "ant"):
+            assert args.online_steps == 250_000
+
+
 @pytest.mark.parametrize("schedule", ["automatic", "curriculum", "random", "direct"])
 @pytest.mark.parametrize("init", ["warm", "cold"])
 def test_who_acts_what_is_frozen_and_what_the_gate_is_told(monkeypatch, schedule, init):
@@ -459,6 +481,68 @@ def test_who_acts_what_is_frozen_and_what_the_gate_is_told(monkeypatch, schedule
     assert len(set(stages)) > 1 or schedule == "direct"
     verdicts = [row for row in rows(folder) if row["online/gate_verdict"]]
     assert bool(verdicts) == (schedule in ("automatic", "curriculum"))
+
+
+@pytest.mark.parametrize("schedule", ["automatic", "curriculum"])
+def test_what_the_gate_is_told_and_what_is_logged(monkeypatch, schedule):
+    """Of each episode its success and stage; of each evaluation the return of what is deployed."""
+    pendulum()
+    told, evaluated, alone, judged = [], [], [], []
+    evaluate, after_episode = jsrl.Run.evaluate, jsrl.Gate.after_episode
+    after_evaluation = jsrl.Gate.after_evaluation
+
+    def telling(self, stats, solved, guide_share):
+        told.append((solved, self.stage, guide_share))
+        return after_episode(self, stats, solved, guide_share)
+
+    def evaluating(self, act, env, *names):
+        values = evaluate(self, act, env, *names)
+        if self.step > 0:
+            (alone if names else evaluated).append(values["return"])
+        return values
+
+    def judging(self, value):
+        judged.append(value)
+        return after_evaluation(self, value)
+
+    monkeypatch.setattr(jsrl.Run, "evaluate", evaluating)
+    monkeypatch.setattr(jsrl.Gate, "after_episode", telling)
+    monkeypatch.setattr(jsrl.Gate, "after_evaluation", judging)
+    flags = ["--schedule", schedule, "--init", "cold", "--eval-every", "10"]
+    folder = run("--run-name", "all", *flags)
+    assert judged == evaluated != alone
+    log = [row for row in rows(folder) if row["online/guide_share"]]
+    logged = [(int(row["online/stage"]), float(row["online/guide_share"])) for row in log]
+    assert len({stage for stage, _ in logged}) > 1
+    if schedule == "automatic":  # the curriculum may have moved in the middle of an episode
+        assert logged == [(stage, share) for _, stage, share in told]
+
+
+def test_an_episode_is_solved_by_a_success_at_any_step(monkeypatch):
+    pendulum()
+    make_env, after_episode, told = jsrl.make_env, jsrl.Gate.after_episode, []
+
+    def making(task):
+        env = make_env(task)
+        step = env.step
+
+        def stepping(action):
+            *outcome, info = step(action)  # of five steps and more
+            odd = env.episode_count % 2 == 1
+            return *outcome, info | {"success": odd and env.episode_lengths == 3}
+
+        env.step = stepping
+        return env
+
+    def telling(self, stats, solved, guide_share):
+        told.append(solved)
+        return after_episode(self, stats, solved, guide_share)
+
+    monkeypatch.setattr(jsrl, "make_env", making)
+    monkeypatch.setattr(jsrl.Gate, "after_episode", telling)
+    run("--run-name", "one")
+    assert len(told) > 8
+    assert told == [number % 2 == 1 for number in range(len(told))]
 
 
 def test_the_mixture_in_evaluation():

@@ -15,6 +15,7 @@ import iql
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 FAMILY = ["iql", "o3f", "pex", "jsrl_finetune"]
+CQL_FAMILY = ["cal_ql", "wsrl", "porl"]
 
 
 def online_run(script, *flags, **kwargs):
@@ -52,6 +53,85 @@ def test_online_rewards_keep_the_scale_of_the_returns(script):
     data = minari.load_dataset("test/pendulum/random-v0")
     totals = [episode.rewards.sum() for episode in data.iterate_episodes()]
     assert rewards.max().item() == pytest.approx(1000 / (max(totals) - min(totals)), rel=1e-5)
+
+
+def recorded(env: gym.Env) -> dict[str, list]:
+    """Seeds of an environment's resets, and its steps as rows of the buffer, with 2 r - 1."""
+    log = {"seeds": [], "rows": []}
+    reset, step = env.reset, env.step
+    last = []
+
+    def resetting(seed=None, options=None):
+        log["seeds"].append(seed)
+        obs, info = reset(seed=seed)
+        last[:] = obs
+        return obs, info
+
+    def stepping(action):
+        obs, reward, terminated, truncated, info = step(action)
+        log["rows"].append([*last, *action, 2 * reward - 1, *obs, float(terminated)])
+        last[:] = obs
+        return obs, reward, terminated, truncated, info
+
+    env.reset, env.step = resetting, stepping
+    return log
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_buffer_holds_what_has_happened(monkeypatch, script):
+    """Each row is one step of the task; episodes have seeds of their own; the end is evaluated."""
+    module = importlib.import_module(script)
+    make_env, logs = module.make_env, []
+
+    def making(task):
+        env = make_env(task)
+        logs.append(recorded(env))
+        return env
+
+    monkeypatch.setattr(module, "make_env", making)
+    flags = ["--reward-scale", 2, "--reward-bias", -1, "--eval-every", 40]
+    folder = online_run(script, *flags)
+    training = logs[1]  # the first one is that of evaluations
+    rows = torch.load(folder / "latest.pt", weights_only=True)["online"][:, :11]
+    assert len(rows) >= 80  # cal_ql.py keeps finished episodes only
+    happened = torch.tensor(np.array(training["rows"], np.float32))
+    assert len(happened) == 90
+    assert torch.allclose(rows, happened[: len(rows)])
+    assert len(set(training["seeds"])) == len(training["seeds"]) > 3
+    evaluations = csv.DictReader(open(folder / "eval.csv"))
+    assert {int(row["step"]) for row in evaluations} == {0, 40, 80, 90}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_data_have_the_scale_that_the_learner_sees(monkeypatch, script):
+    module = importlib.import_module(script)
+    make, columns = module.ReplayBuffer.__init__, {}
+
+    def making(self, data, capacity, device):
+        columns.update({name: column.copy() for name, column in data.items()})
+        make(self, data, capacity, device)
+
+    monkeypatch.setattr(module.ReplayBuffer, "__init__", making)
+    flags = ["--reward-scale", 2, "--reward-bias", -1, "--online-steps", 0]
+    if script in FAMILY:
+        flags.append("--normalize-returns")
+    online_run(script, *flags)
+    data = minari.load_dataset("test/pendulum/random-v0")
+    episodes = [episode.rewards for episode in data.iterate_episodes()]
+    scale = 2.0
+    if script in FAMILY:
+        totals = [rewards.sum() for rewards in episodes]
+        scale *= 1000 / (max(totals) - min(totals))
+    episodes = [scale * rewards - 1 for rewards in episodes]
+    assert columns["rewards"] == pytest.approx(np.concatenate(episodes), rel=1e-5)
+    assert ("mc_returns" in columns) == (script in CQL_FAMILY)
+    if script in CQL_FAMILY:
+        returns = []
+        for rewards in episodes:
+            for start in range(len(rewards)):
+                rest = rewards[start:]
+                returns.append((rest * 0.99 ** np.arange(len(rest))).sum())
+        assert columns["mc_returns"] == pytest.approx(np.array(returns), rel=1e-4)
 
 
 @pytest.mark.parametrize("script", ["iql", "o3f", "awac", "o3f_lapo"])
@@ -124,6 +204,42 @@ def test_samples_have_the_policys_spread(script):
     samples = agent.act(torch.zeros(20_000, 5), deterministic=False)
     assert samples.mean(0).tolist() == pytest.approx([0.3, -0.2], abs=5e-3)
     assert samples.std(0).tolist() == pytest.approx([0.05, 0.1], rel=0.03)
+
+
+@pytest.mark.parametrize("script", [*FAMILY, "awac"])
+def test_the_spread_of_the_policy_is_bounded(script):
+    module = importlib.import_module(script)
+    agent = module.Agent(5, 2, module.Args(compile=False), torch.device("cpu"))
+    for value, bound in ((-9.0, -5.0), (9.0, 2.0)):
+        agent.actor.log_std.data.fill_(value)
+        _, log_std = agent.actor(torch.zeros(5))
+        assert log_std.tolist() == [bound, bound]
+
+
+@pytest.mark.parametrize("script", ["cal_ql", "wsrl", "porl"])
+def test_the_spread_of_a_squashed_policy_is_bounded(script):
+    module = importlib.import_module(script)
+    agent = module.Agent(5, 2, module.Args(compile=False), torch.device("cpu"))
+    for value, bound in ((-99.0, -20.0), (99.0, 2.0)):
+        agent.actor.log_std_shift.data.fill_(value)
+        _, log_std = agent.actor(torch.zeros(3, 5))
+        assert (log_std == bound).all()
+
+
+@pytest.mark.parametrize("script", FAMILY)
+def test_dropout_follows_the_activations(monkeypatch, script):
+    module = importlib.import_module(script)
+    agent = module.Agent(5, 2, module.Args(compile=False), torch.device("cpu"))
+    seen = []
+
+    def dropping(x, rate):
+        seen.append((x, rate))
+        return x
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", dropping)
+    agent.actor(torch.randn(64, 5), 0.3)
+    assert [(x.shape, rate) for x, rate in seen] == [((64, 256), 0.3)] * 2
+    assert all(x.min() == 0 for x, _ in seen)  # a ReLU came before
 
 
 def test_buffer_samples_uniformly():

@@ -1,5 +1,6 @@
 """Policy expansion: gate and losses against NumPy, what is frozen, batches, and a resumed run."""
 
+import csv
 import dataclasses
 import os
 import signal
@@ -84,6 +85,17 @@ def test_gate_draws_anew_for_every_observation_and_takes_the_lower_critic():
         [actions[:, 0], -2 * actions[:, 0]]
     )  # the minimum falls with a
     assert not agent.composite(torch.zeros(3, OBS), deterministic=True)[1].any()
+
+
+def test_the_offline_policy_proposes_its_mode_and_the_new_one_a_sample():
+    agent = make_agent()
+    set_policies(agent, [0.1, 0.2], [0.5, 0.5])
+    for policy in (agent.offline_actor, agent.actor):
+        policy.log_std.data.fill_(-1.0)
+    actions, is_new = agent.composite(torch.zeros(200, OBS), deterministic=False)
+    assert 0 < is_new.sum() < 200
+    assert torch.equal(actions[~is_new], agent.offline_actor(torch.zeros(200, OBS))[0][~is_new])
+    assert len(actions[is_new].unique(dim=0)) == is_new.sum()
 
 
 def stir(agent):
@@ -275,7 +287,7 @@ def run(*flags):
 def test_the_first_update_follows_the_warm_up_and_finds_the_checkpoints_critics(monkeypatch):
     pendulum()
     assert (pex.Args().warmup_steps, pex.Args().offline_ratio) == (5000, 0.5)
-    added, updates, first, chosen = [], [], {}, []
+    added, updates, first, chosen, choices = [], [], {}, [], []
     update, add, composite = pex.Agent.update, pex.ReplayBuffer.add, pex.Agent.composite
 
     def adding(self, **transition):
@@ -293,6 +305,7 @@ def test_the_first_update_follows_the_warm_up_and_finds_the_checkpoints_critics(
         actions, is_new = composite(self, obs, deterministic)
         if len(obs) == 1 and not deterministic:
             chosen.append(actions[0].numpy())
+            choices.append(bool(is_new))
         return actions, is_new
 
     monkeypatch.setattr(pex.Agent, "update", updating)
@@ -302,6 +315,17 @@ def test_the_first_update_follows_the_warm_up_and_finds_the_checkpoints_critics(
     assert updates == list(range(21, 91))
     assert len(chosen) == len(added) == 90
     assert all(np.array_equal(one, other) for one, other in zip(chosen, added))
+    log = list(csv.DictReader(open(folder / "metrics.csv")))
+    lengths = [
+        int(float(row["online/episode_length"])) for row in log if row["online/episode_length"]
+    ]
+    shares = [
+        float(row["online/new_policy_share"]) for row in log if row["online/new_policy_share"]
+    ]
+    assert len(shares) == len(lengths) > 3
+    for length, share in zip(lengths, shares):
+        assert share == pytest.approx(np.mean(choices[:length]))
+        choices[:length] = []
     offline = torch.load(folder / "offline.pt", weights_only=True)["agent"]
     for name, tensor in first.items():
         if name.startswith(("critic", "value")):

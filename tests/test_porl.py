@@ -347,7 +347,9 @@ def test_defaults():
     fields = {field.name for field in dataclasses.fields(porl.Args)}
     for family, settings in porl.PAPER_SETTINGS.items():
         assert settings.keys() <= fields
-        for name in ("hidden", "actor_layers", "critic_layers", "gamma", "reward_scale"):
+        same = ("hidden", "actor_layers", "critic_layers", "gamma", "tau", "actor_lr")
+        same += ("reward_scale", "reward_bias", "success_ends_episode", "online_max_backup")
+        for name in same:
             parent = wsrl.PAPER_SETTINGS[family].get(name, getattr(wsrl.Args, name))
             assert settings.get(name, getattr(porl.Args, name)) == parent, (family, name)
         goes_on = wsrl.PAPER_SETTINGS[family].get("infinite_horizon", False)

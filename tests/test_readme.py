@@ -1,6 +1,8 @@
 """What the README shows works as it is written."""
 
 import csv
+import fractions
+import importlib
 import os
 import re
 import shlex
@@ -143,20 +145,65 @@ def test_equations_quote_lines_of_the_script(script):
         assert known or words in code, words
 
 
-def test_settings_of_the_page_are_those_of_the_script():
-    import iql
+def said(heading: str, cell: str) -> dict:
+    """The arguments that a cell of a page's table of settings tells; {}: it tells none."""
+    if named := re.search(r"`(\w+)`", heading):
+        words = {"yes": True, "no": False}
+        return {named[1]: words[cell] if cell in words else float(fractions.Fraction(cell))}
+    if heading.startswith("rewards"):
+        formula = re.match(r"(?:(\d+) )?r(?: − (\d+))?\b|as in", cell)
+        scaled = {"reward_scale": float(formula[1] or 1), "reward_bias": -float(formula[2] or 0)}
+        by_data = "highest" in cell or "`iql.py`" in cell
+        return scaled | {"normalize_returns": by_data, "normalize_rewards": by_data}
+    if heading.startswith(("budget", "offline + online")):
+        numbers = re.match(r"(\d+)([kM]) \+ (\d+)([kM])", cell)
+        offline, online = (
+            int(number) * {"k": 1_000, "M": 1_000_000}[unit]
+            for number, unit in (numbers.group(1, 2), numbers.group(3, 4))
+        )
+        return {"offline_steps": offline, "online_steps": online}
+    if heading.startswith("networks"):
+        numbers = re.match(r"(\d) × (\d+); (\d) × (\d+)", cell)
+        policy, width, critics, same = (int(number) for number in numbers.groups())
+        assert width == same
+        return {"hidden": width, "actor_layers": policy, "critic_layers": critics}
+    if heading == "multiplier":
+        return {"lagrange": cell.startswith("yes")}
+    if heading == "densities":
+        return {"importance_sampling": cell == "yes"}
+    return {}
 
-    default = iql.Args()
-    table = (ROOT / "docs/iql.md").read_text().split("| family |")[1].split("\n\n")[0]
-    seen = set()
-    for row in table.splitlines()[2:]:
-        families, *values = [cell.strip() for cell in row.split("|")[1:5]]
+
+PAGES = ["iql", "o3f", "pex", "awac", "cal_ql", "porl", "td3_c", "o3f_lapo"]
+
+
+@pytest.mark.parametrize("script", PAGES)
+def test_settings_of_the_page_are_those_of_the_script(script):
+    module = importlib.import_module(script)
+    table = (ROOT / f"docs/{script}.md").read_text().split("| family |")[1].split("\n\n")[0]
+    first, _, *rows = table.splitlines()
+    headings = [heading.strip() for heading in first.split("|")]
+    seen = {}
+    for row in rows:
+        families, *cells = [cell.strip() for cell in row.split("|")[1:]]
         for family in families.split(", "):
-            settings = iql.PAPER_SETTINGS[family]
-            in_force = [
-                settings.get(name, getattr(default, name))
-                for name in ("expectile", "beta", "dropout")
-            ]
-            assert in_force == [float(value) for value in values]
-            seen.add(family)
-    assert seen == set(iql.PAPER_SETTINGS)
+            in_force = vars(module.parse_args(["--dataset-id", f"x/{family}/a-v0"]))
+            seen[family] = {}
+            for heading, cell in zip(headings, cells):
+                told = said(heading, cell)
+                seen[family] |= {name: told[name] for name in told if name in in_force}
+            assert seen[family].items() <= in_force.items(), family
+    assert seen.keys() >= module.PAPER_SETTINGS.keys() >= {"antmaze", "pointmaze", "kitchen"}
+    assert all(seen.values())
+
+
+def test_settings_in_mazes():
+    """What the tables say in a remark, or of all mazes."""
+    for path in ROOT.glob("*.py"):
+        module = importlib.import_module(path.stem)
+        for family, decays in (("antmaze", path.stem == "pex"), ("pointmaze", True)):
+            args = module.parse_args(["--dataset-id", f"x/{family}/a-v0"])
+            assert args.success_ends_episode
+            if hasattr(args, "expectile"):
+                assert (args.expectile, args.beta, args.reward_bias) == (0.9, 10.0, -1.0)
+                assert args.actor_lr_decay == decays

@@ -2,13 +2,16 @@
 
 import csv
 import dataclasses
+import importlib
 import json
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import h5py
@@ -228,8 +231,11 @@ def test_sac_policy_density_and_losses():
     )
     assert torch.allclose(log_prob, squashed.log_prob(actions).sum(-1), atol=1e-3)
     batch = (obs, torch.rand(50, 2), torch.randn(50), torch.randn(50, 3), torch.zeros(50))
-    agent.loss(*batch, noise).backward()
+    loss = agent.loss(*batch, noise)
+    loss.backward()
     assert all(p.grad is None for p in agent.critic_target.parameters())
+    entropy = -agent.policy(obs, noise[1])[1].mean().item()
+    assert agent.log_alpha.grad.item() == pytest.approx(entropy + 2)  # the target entropy is -2
     new_actions, new_log_prob = agent.policy(obs, noise[1])  # alpha = 1 at first
     (
         new_log_prob - agent.critic(torch.cat([obs, new_actions], -1)).squeeze(-1).amin(0)
@@ -240,6 +246,23 @@ def test_sac_policy_density_and_losses():
     assert torch.allclose(
         2 * agent.actor.weights[1].grad, twice, atol=1e-5
     )  # the actor saw its own loss only
+    # Critics' and policy's loss in NumPy, at alpha = 0.5, half of the transitions true ends.
+    agent.log_alpha.data.fill_(np.log(0.5))
+    ends = np.arange(50) % 2
+    _, data_actions, rewards, next_obs, _ = batch
+    with torch.no_grad():
+        next_actions, next_log_prob = agent.policy(next_obs, noise[0])
+        new_actions, new_log_prob = agent.policy(obs, noise[1])
+        q = agent.critic(torch.cat([obs, data_actions], -1))[..., 0].numpy()
+        new_q = agent.critic(torch.cat([obs, new_actions], -1))[..., 0].numpy()
+        next_q = agent.critic_target(torch.cat([next_obs, next_actions], -1))[..., 0].numpy()
+    next_v = next_q.min(0) - 0.5 * next_log_prob.numpy()
+    target = rewards.numpy() + 0.99 * (1 - ends) * next_v
+    expected = ((q - target) ** 2).mean(1).sum()
+    expected += (0.5 * new_log_prob.numpy() - new_q.min(0)).mean()
+    expected -= np.log(0.5) * (new_log_prob.numpy().mean() - 2)
+    loss = agent.loss(*batch[:4], torch.from_numpy(ends).float(), noise)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
     numpy_action = agent.act(obs[0].numpy(), np.random.default_rng(0), True)
     assert np.allclose(numpy_action, mean[0].tanh().detach().numpy(), atol=1e-5)
 
@@ -268,6 +291,9 @@ def test_check_data(dataset_id):
         if dataset_id.startswith("test")
         else "the environment's is the same"
     ) in out
+    if "hopper" in dataset_id:  # placed at each recorded state, the simulator pays the same
+        found = re.search(r"observation, every step: largest reward difference (\S+)", out)
+        assert float(found[1]) < 0.1
     assert "no Minari id" in tool(ROOT / "tools/check_data.py", "nonsense!", status=2)
     assert "no data set" in tool(ROOT / "tools/check_data.py", "non/sense-v0", status=2)
 
@@ -415,9 +441,30 @@ def test_inspect_critic():
     folder = run(
         "--dataset-id", "test/pendulum/random-v0", *TINY, "--online-steps", 0, "--run-name", "one"
     )
-    out = tool(ROOT / "benchmark/inspect_critic.py", folder / "offline.pt", "--out", "out.json")
-    assert "effective sample size" in out
-    assert 0 <= json.loads(Path("out.json").read_text())["random above the policy"] <= 1
+    # A critic min(-|a|, 10 + |a|), the targets' plus 2; and two policies, at 0 and at the border.
+    state = torch.load(folder / "offline.pt", weights_only=True)
+    agent = iql.Agent(4, 1, iql.Args(compile=False), torch.device("cpu"))
+    agent.load_state_dict(state["agent"])
+    for critic, above in ((agent.critic, 0.0), (agent.critic_target, 2.0)):
+        for parameter in critic.parameters():
+            parameter.data.zero_()
+        first, second, last = critic.weights
+        first.data[:, 4, :2] = torch.tensor([1.0, -1.0])  # its input: 4 observations, 1 action
+        second.data[:, :2, :2] = torch.eye(2)
+        last.data[0, :2], last.data[1, :2] = -1.0, 1.0
+        critic.biases[2].data[:, 0, 0] = torch.tensor([above, above + 10])
+    for parameter in agent.actor.mean.parameters():
+        parameter.data.zero_()
+    data = minari.load_dataset("test/pendulum/random-v0")
+    size = np.abs(np.concatenate([e.actions for e in data.iterate_episodes()])).mean() / 3
+    for bias, share in ((0.0, 0.0), (9.0, 1.0)):
+        agent.actor.mean[4].bias.data.fill_(bias)
+        torch.save(state | {"agent": dict(agent.state_dict())}, "made.pt")
+        out = tool(ROOT / "benchmark/inspect_critic.py", "made.pt", "--out", "out.json")
+        assert "effective sample size" in out
+        numbers = json.loads(Path("out.json").read_text())
+        assert numbers["random above the policy"] == share
+        assert numbers["mean q"] == pytest.approx(2 - size, rel=1e-4)
 
 
 def test_inspect_search():
@@ -437,6 +484,81 @@ def test_inspect_search():
     # The simulator's state has been put back before each action.
     gains = [value for name, value in numbers.items() if "predicted" in name or "measured" in name]
     assert gains == [0.0] * 4
+
+
+def benchmark_of(name: str):
+    sys.path.insert(0, str(ROOT / "benchmark"))
+    return importlib.import_module(name)
+
+
+def test_inspect_search_plays_every_way_to_choose(monkeypatch):
+    pendulum()
+    folder = run(
+        "--dataset-id", "test/pendulum/random-v0", *TINY, "--online-steps", 0, "--run-name", "one"
+    )
+    inspect_search = benchmark_of("inspect_search")
+    explore, played = inspect_search.o3f.Agent.explore, []
+
+    def exploring(self, obs):
+        played.append((self.args.exploration, self.args.sigma))
+        return explore(self, obs)
+
+    monkeypatch.setattr(inspect_search.o3f.Agent, "explore", exploring)
+    options = inspect_search.Args(str(folder / "offline.pt"), sigma=(0.1, 0.2), episodes=2)
+    inspect_search.main(options)
+    arms = [("plain", 0.0)]
+    arms += [("noise", 0.1), ("o3f", 0.1), ("noise", 0.2), ("o3f", 0.2)]
+    assert list(dict.fromkeys(played)) == arms
+
+
+class Counting:
+    """An environment whose k-th step pays k, and one more if the action was 1."""
+
+    def __init__(self, steps):
+        self.unwrapped, self.steps = self, steps
+
+    def reset(self, seed):
+        self.count = 0
+        return np.zeros(1, np.float32), {}
+
+    def set_state(self, position, velocity):
+        self.placed = position, velocity
+
+    def step(self, action):
+        self.count += 1
+        info = {"episode": {"r": 5.0}} if self.count == self.steps else {}
+        reward = self.count + float(action[0] == 1)
+        return np.zeros(1, np.float32), reward, self.count == self.steps, False, info
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # equal states have no correlation
+def test_inspect_search_discounts_what_it_measures():
+    inspect_search = benchmark_of("inspect_search")
+    env, ones = Counting(3), torch.ones(1)
+    agent = SimpleNamespace(args=SimpleNamespace(exploration="o3f", gamma=0.5))
+    agent.explore = lambda obs: ones * float(agent.args.exploration == "o3f")
+    agent.critic = lambda obs, actions: actions.sum(-1).expand(2, -1) + torch.tensor([[1.0], [3.0]])
+    start = np.zeros(1, np.float32), "position", "velocity"
+    for horizon, total in ((0, 2.0), (1, 2 + 0.5 * 2), (9, 2 + 0.5 * 2 + 0.25 * 3)):
+        assert inspect_search.discounted(agent, env, 10.0, start, ones, horizon) == 10 * total
+    assert env.placed == ("position", "velocity")
+    options = SimpleNamespace(horizon=1)
+    numbers = inspect_search.single_actions(agent, env, 10.0, [start] * 2, options)
+    assert (numbers["o3f predicted"], numbers["o3f measured"]) == (1.0, 10.0)
+    assert (numbers["noise predicted"], numbers["noise measured"]) == (0.0, 0.0)
+
+
+def test_lapo_values_of_an_episode():
+    """Rewards 1, 2, 3 that are doubled and lose 1; V is 7 everywhere."""
+    lapo_values = benchmark_of("lapo_values")
+    args = SimpleNamespace(gamma=0.5, reward_bias=-1.0)
+    agent = SimpleNamespace(args=args, normalize_obs=lambda obs: obs)
+    agent.act = lambda obs, deterministic: torch.zeros(1)
+    agent.value = lambda obs: torch.full((len(obs), 1), 7.0)
+    numbers = lapo_values.over_episodes(agent, Counting(3), 2.0, 2)
+    followed = [1 + 0.5 * 3 + 0.25 * 5, 3 + 0.5 * 5, 5.0]
+    assert numbers["episodes: return that followed"] == pytest.approx(np.mean(followed))
+    assert (numbers["episodes: V"], numbers["episodes: return in all"]) == (7.0, 5.0)
 
 
 def test_lapo_values():

@@ -43,7 +43,30 @@ def test_defaults():
     ) == (10, 2, True, 5000, 4)
     fields = {field.name for field in dataclasses.fields(wsrl.Args)}
     assert all(settings.keys() <= fields for settings in wsrl.PAPER_SETTINGS.values())
-    assert wsrl.PAPER_SETTINGS["antmaze"]["online_max_backup"]
+
+
+def test_settings_offline_are_those_of_cal_ql():
+    """But for the ensemble, the layer norm of all networks, the budgets, and kitchen's rewards."""
+    offline = "calibrate cql_alpha lagrange cql_gap importance_sampling max_backup num_actions"
+    same = [*offline.split(), "hidden", "actor_layers", "critic_layers", "actor_lr", "critic_lr"]
+    same += ["gamma", "tau", "reward_scale", "success_ends_episode", "infinite_horizon"]
+    assert wsrl.PAPER_SETTINGS.keys() == cal_ql.PAPER_SETTINGS.keys()
+    for family in wsrl.PAPER_SETTINGS:
+        flags = ["--dataset-id", f"x/{family}/a-v0"]
+        args, parent = wsrl.parse_args(flags), cal_ql.parse_args(flags)
+        for name in same:
+            assert getattr(args, name) == getattr(parent, name), (family, name)
+        fixed = (args.num_critics, args.critic_subset, args.layer_norm, args.utd_ratio)
+        assert fixed == (10, 2, True, 4)
+        assert (args.warmup_steps, args.retain_offline_ratio) == (5_000, 0.0)
+        assert args.online_max_backup == ("maze" in family)
+        assert args.reward_bias == (-4.0 if family == "kitchen" else parent.reward_bias)
+    budgets = {}
+    for family in ("antmaze", "door", "kitchen"):
+        settings = wsrl.PAPER_SETTINGS[family]
+        budgets[family] = (settings["offline_steps"], settings["online_steps"])
+    expected = {"antmaze": 1_000_000, "door": 20_000, "kitchen": 250_000}
+    assert budgets == {family: (offline, 500_000) for family, offline in expected.items()}
 
 
 @pytest.mark.parametrize("script", [cal_ql, wsrl])

@@ -39,10 +39,12 @@ Deviations from CORL (github.com/tinkoff-ai/CORL), whose scores are the referenc
  5. The last transition of a timed-out episode is kept.
  6. Mazes: observations hold the goal, and episodes end at the first success, in data and task.
  7. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
+ 8. The data's actions are clipped to +-(1 - 1e-5).
 The cap of 100 is CORL's. rlkit has weights that sum to the size of the batch (a softmax), batches
-of 1024, weight decay of the policy, lambda 2 on locomotion, standard deviations of at most 1, and
-raw observations; we have none of that. O3F's paper compares with d3rlpy's AWAC: rlkit's softmax,
-with lambda 1.
+of 1024, weight decay of the policy, lambda 2 on locomotion, standard deviations that begin at 0.05
+and are at most 1, four hidden layers of the policy and two of critics, raw observations, and 1,000
+updates after every 1,000 steps online; we have none of that. O3F's paper compares with d3rlpy's
+AWAC: rlkit's softmax, with lambda 1.
 
     python awac.py                                     # bundled hopper data: 100k + 50k steps
     python awac.py --awac-lambda 1 --online-steps 0 --run-name one

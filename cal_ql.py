@@ -41,14 +41,20 @@ Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
  4. Settings. Locomotion's are WSRL's, but for 2 critics instead of 10: they run CQL, not Cal-QL,
     and with layer norm. Pointmaze's are ours: antmaze's rewards, but a small w, layer norm, a
     longer horizon, a faster policy and faster targets. Adroit's were chosen for rewards of -1 and
-    0, as 10 r + 5; hammer, which the authors do not run, has door's. Ours: when and on how many
-    episodes is evaluated (antmaze and kitchen: their 20), the budgets of locomotion and pointmaze.
+    0, as 10 r + 5; hammer, which the authors do not run, has door's, ant the other locomotion
+    tasks'. Ours: when and on how many episodes is evaluated (antmaze and kitchen: their 20), the
+    budgets of locomotion and pointmaze.
  5. Mazes: observations hold the desired goal too; episodes end at the first success, in data and
     environment. Elsewhere rewards and episodes stay as they are. The authors end an episode of
-    Adroit at its success; WSRL ends one of kitchen when all four subtasks are done.
+    Adroit at its success, and leave out demonstrations without one; WSRL ends one of kitchen when
+    all four subtasks are done.
  6. Without importance sampling, the constant log(3 N + 1), which WSRL subtracts, stays in the gap.
  7. Matrix products may round their inputs to bfloat16 where the CPU can; --matmul-precision highest
     forbids it.
+ 8. CQL (--no-calibrate) is that of this code, too. The code of CQL's own authors
+    (github.com/aviralkumar2907/CQL) compares w times the gap with its threshold, starts the
+    multiplier at 1, takes the best next action of each critic before their minimum, and can begin
+    with 40,000 steps of cloning; its networks have three hidden layers.
 
     python cal_ql.py                                      # bundled hopper data: CQL (deviation 4)
     python cal_ql.py --calibrate                          # Cal-QL on the same data

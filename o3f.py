@@ -34,11 +34,13 @@ default is 0.
 No code of the authors is known. From the paper: m = 5, N = 100, sigma, omega = 0, a sample as the
 centre. Ours, where the paper is silent, and deviations:
  1. V and the weights take the minimum over all m target critics (IQL's minimum over its two).
- 2. The online critics score the candidates, not the targets; the centre itself is no candidate.
+ 2. The online critics score the candidates, not the targets. Candidates are clipped before, so that
+    what is scored is executed; the centre itself is none. std is the population's.
  3. The centre is clipped to the box before it is perturbed (it is what iql.py would execute).
  4. One update per environment step. sigma for Adroit and pointmaze is ours (0.05, the paper's for
     antmaze and kitchen).
- 5. Budgets and evaluation are those of iql.py; the paper shows 500k online steps on halfcheetah.
+ 5. Budgets are those of iql.py; the paper shows 500k online steps on halfcheetah. It does not say
+    how it evaluates: here without the search, at the times of iql.py.
  6. All that iql.py lists under its deviations holds here too.
 
     python o3f.py                                # bundled hopper data: 100k updates, 50k env steps

@@ -50,21 +50,24 @@ No code of O3F is known. From its paper: five critics, N = 100, sigma 0.2 on loc
 antmaze and kitchen, omega 0, targets by REDQ, 20 updates of the critics per step. LAPO is that of
 its authors' implementation (pcchenxi/LAPO-offlienRL on GitHub), "LAPO's code" below. Our choices
 where the papers are silent, and our deviations:
- 1. Two critics in M (REDQ's default), drawn anew each time; lambda as in LAPO. CVAE and policy move
-    once per environment step, as REDQ's policy does.
+ 1. Two critics in M (REDQ's default), drawn anew each time; lambda as in LAPO. The value moves as
+    often as the critics, CVAE and policy once per environment step, as REDQ's policy does.
  2. L_p takes the mean of all critics, as REDQ does; LAPO's code takes the first of its two.
  3. One step of Adam on L_Q + L_V, as in LAPO's code, and one on L_VAE + L_p, which equals that
     code's two steps one after the other: neither loss reads what the other one moves. But here the
     target critics have followed when w is computed; in LAPO's code all targets follow last.
  4. low and high enclose 0, because an episode may end, and rewards online widen them. What never
-    varies in the data is only centred; LAPO's code adds 1e-6 to every spread.
+    varies in the data is only centred; LAPO's code adds 1e-6 to every spread. Means, spreads and
+    the scale of rewards stay the data's. Its actions are clipped to +-(1 - 1e-5).
  5. w has two levels, as in LAPO's code. In its paper, as we remember it, w is exponential in the
     advantage.
- 6. The critics, not their targets, score the candidates; b is not among them and is clipped first
-    (LAPO's code leaves that to the environment). b is not drawn: LAPO's policy is deterministic.
+ 6. The critics, not their targets, score the candidates, which are clipped before; b is not among
+    them and is clipped first (LAPO's code leaves that to the environment). b is not drawn: LAPO's
+    policy is deterministic. sigma is in the units of the box [-1, 1], not of z-scores. std is the
+    population's. Evaluation leaves the search out.
  7. Settings. Pointmaze has antmaze's with maze2d's beta; Adroit, which LAPO did not run, has
-    kitchen's; sigma of these two is ours. So are the budgets: those of locomotion and pointmaze are
-    for a CPU, all others have the 500k steps online that O3F shows (for halfcheetah).
+    kitchen's; sigma of these two is ours. So are evaluations and budgets: those of locomotion and
+    pointmaze are for a CPU, all others have the 500k steps online that O3F shows (for halfcheetah).
  8. Mazes: observations hold the desired goal too; episodes end at the first success, in data and
     environment. The last transition of a timed-out episode is kept.
  9. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.

@@ -45,8 +45,9 @@ update), SAC, cloned policies, and the three ways to begin with Q. All else is o
  4. --initial-alpha 0.1: an entropy bonus of wsrl.py's size would outweigh critics that are new.
  5. With --q-init random or offline, stage A only collects: as many steps, with the same --min-std.
  6. Left out: policies of other networks (IQL's, deterministic ones); a term that keeps pi near its
-    beginning. The critics of a cal_ql.py or wsrl.py checkpoint must have the sizes asked for,
-    although only --q-init offline reads them.
+    beginning; the mean over critics in L_pi; a stage A that ends once the TD error is low. The
+    critics of a cal_ql.py or wsrl.py checkpoint must have the sizes asked for, although only
+    --q-init offline reads them.
 
     python porl.py                                                # bundled hopper data, cloned
     python porl.py --offline-checkpoint runs/NAME/offline.pt      # see docs/porl.md for cal_ql.py's

@@ -46,8 +46,8 @@ settings, data and arithmetic, where TD3+BC's code (github.com/sfujim/TD3_BC) is
  3. The new moments of Adam, the wait for a batch, and the three modes of replay. The noise on
     actions is that of TD3's code, without its random actions at the beginning.
  4. Settings: locomotion has TD3+BC's; antmaze has CORL's rewards, r - 1, and Adroit the raw
-    rewards, as CORL (github.com/tinkoff-ai/CORL). Ours: pointmaze, kitchen, ant, all online
-    budgets, and the offline one of locomotion.
+    rewards, as CORL (github.com/tinkoff-ai/CORL). Ours: pointmaze, kitchen, ant, antmaze's
+    evaluations, all online budgets, and the offline one of locomotion.
  5. The last transition of a timed-out episode is kept.
  6. Mazes: observations hold the goal, and episodes end at the first success, in data and task.
  7. The data's actions are clipped to +-(1 - 1e-5).

@@ -30,17 +30,18 @@ seeds and curves.
 
 Deviations from the authors' code (github.com/zhouzypaul/wsrl):
  1. A step of Adam touches the networks of its loss only; theirs moves the others on their momentum,
-    with zero gradients (so per step their policy moves 2.2 times as far).
+    with zero gradients (so per step their policy moves 2.2 times as far, their critics 1.1 times).
  2. Networks, multiplier, temperature and log-densities are those of cal_ql.py: the official
     Cal-QL's form of them. Theirs: a softplus multiplier without w and a softplus temperature, an
-    entropy estimate in the next states, a constant std on antmaze, other initial weights, and one
-    last layer that all critics share.
+    entropy estimate in the next states, a constant std on antmaze and no learned scale and shift of
+    it elsewhere, other initial weights, and one last layer that all critics share.
  3. Budgets of locomotion and pointmaze: what a CPU can afford. Evaluations: ours but for antmaze's
     20 episodes.
  4. --retain-offline-ratio holds in every minibatch; theirs puts all offline rows into some of them.
- 5. Deviations 3, 5, 6 and 7 of cal_ql.py. Of its 2: target and gap share the draws n_k. Of its 4:
-    Adroit's settings were chosen for other rewards, and pointmaze's are ours. Kitchen has Cal-QL's
-    --infinite-horizon.
+    Their first update comes one step later.
+ 5. Deviations 3 and 5 to 8 of cal_ql.py. Of its 2: target and gap share the draws n_k. Of its 4:
+    Adroit's settings were chosen for other rewards, and pointmaze's are ours; hammer has door's,
+    ant the other locomotion tasks'. Kitchen has Cal-QL's --infinite-horizon.
 
     python wsrl.py                                              # bundled hopper data
     python wsrl.py --offline-checkpoint runs/NAME/offline.pt    # see docs/wsrl.md for cal_ql.py's

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 
 import gymnasium as gym
 import numpy as np
@@ -66,3 +67,15 @@ def column(space: gym.Space, observations: list):
     if isinstance(space, gym.spaces.Dict):
         return {key: column(sub, [obs[key] for obs in observations]) for key, sub in space.items()}
     return np.array(observations)
+
+
+def test_kitchen_pays_as_its_data_say():
+    """D4RL/kitchen was recorded with these arguments: a subtask that stays done pays on."""
+    said = {"remove_task_when_completed": False, "terminate_on_tasks_completed": False}
+    said["tasks_to_complete"] = ["microwave", "kettle"]
+    task = iql.registered(json.dumps({"id": "FrankaKitchen-v1", "kwargs": said}))
+    env = iql.make_env(task)
+    for name, value in said.items():
+        if name != "tasks_to_complete":
+            assert getattr(env.unwrapped, name) == value
+    assert env.unwrapped.goal.keys() == {"microwave", "kettle"}

@@ -135,10 +135,12 @@ def test_online_critic_loss_equals_numpy(online_max_backup, max_backup):
 
 def test_the_reward_of_a_success_is_the_target():
     """Antmaze: 10 * 1 - 5 = 5, and no bootstrap."""
+    settings = wsrl.PAPER_SETTINGS["antmaze"]
+    reward = settings["reward_scale"] * 1 + settings["reward_bias"]
     agent, batch = make_agent(), make_batch()
     agent.critic = Constant(lambda actions: torch.zeros(actions.shape[:2]))
     agent.critic_target = Constant(lambda actions: torch.full(actions.shape[:2], 1e6))
-    batch |= {"rewards": torch.full((B,), 5.0), "terminations": torch.ones(B)}
+    batch |= {"rewards": torch.full((B,), reward), "terminations": torch.ones(B)}
     assert agent.critic_loss(batch, online=True)[1]["td_loss"].item() == pytest.approx(25)
 
 

@@ -6,7 +6,7 @@ by imitation alone: it clones the actions in the buffer, each with a weight that
 better it is than an action drawn from the policy. That keeps the policy near the data, without a
 model of who collected them. Once the agent's own transitions join the data, the same two losses
 learn from these, too. For a transition (s, a, r, s', d), d = 1 at a true end, critics Q_i, target
-critics Qt_i, a policy pi (Gaussian: a mean within the box, a deviation per entry of the action),
+critics Qt_i, a policy pi (Gaussian: a mean within the box, one std per entry of the action),
 and a temperature lambda (--awac-lambda; small: trust the critic, large: clone the data):
 
     critic    L_Q = sum_i E[ (r + gamma (1 - d) min_j Qt_j(s', n) - Q_i(s, a))^2 ]  n ~ pi(. | s')
@@ -17,7 +17,7 @@ and a temperature lambda (--awac-lambda; small: trust the critic, large: clone t
 n and b are clipped to the box [-1, 1]; log pi is the density before clipping. L_Q trains the
 critics, L_A the policy; what other networks say, and what the policy draws, is a constant to both.
 An advantage above lambda log 100 = 4.6 lambda has the highest weight. All networks see observations
-minus the data's mean, over their deviation plus 0.001; the buffer holds them raw.
+minus the data set's mean, over its deviation plus 0.001 (both fixed); the buffer holds them raw.
 
 What changes at the switch: the policy acts (a sample, clipped to the box; evaluations take its
 mean), and each transition joins the buffer, from which batches are uniform. There is no warm-up:
@@ -25,8 +25,8 @@ one update per step, with the same losses and lambda. Adam's moments carry over.
 there, as figure 3 of O3F's paper (see o3f.py) does from 1 to 0.1, start a second run from the first
 one's offline.pt: see the last two commands.
 
-Parent: iql.py; `diff iql.py awac.py` is the method, and CORL's third hidden layer and standardized
-observations. Measured: docs/awac.md, with commands.
+Parent: iql.py; `diff iql.py awac.py` is the method and two things of CORL: a third hidden layer,
+standardized observations. Measured: docs/awac.md, with commands.
 
 Deviations from CORL (github.com/tinkoff-ai/CORL), whose scores are the reference:
  1. Both losses see the networks as before the step, as in the authors' code
@@ -46,7 +46,7 @@ and are at most 1, four hidden layers of the policy and two of critics, raw obse
 updates after every 1,000 steps online; we have none of that. O3F's paper compares with d3rlpy's
 AWAC: rlkit's softmax, with lambda 1.
 
-    python awac.py                                     # bundled hopper data: 100k + 50k steps
+    python awac.py                                     # bundled hopper data: lambda 1/3
     python awac.py --awac-lambda 1 --online-steps 0 --run-name one
     python awac.py --awac-lambda 0.1 --offline-checkpoint runs/one/offline.pt
 """
@@ -168,7 +168,7 @@ def mlp(in_dim: int, out_dim: int, hidden: int = 256) -> nn.Sequential:
 
 
 class Actor(nn.Module):
-    """Diagonal Gaussian with a mean in the action box, and one standard deviation per entry."""
+    """Diagonal Gaussian: a mean in the action box; each entry has one std in all states."""
 
     def __init__(self, obs_dim: int, act_dim: int):
         super().__init__()
@@ -268,7 +268,7 @@ class Agent(nn.Module):
         self.compiled_loss = compiled(self.loss, args, device)
 
     def standardized(self, obs: torch.Tensor) -> torch.Tensor:
-        """Observations as the networks see them: the data's have mean 0 and a deviation near 1."""
+        """Observations as the networks see them: the data set's have mean 0, std 1 if they vary."""
         return (obs - self.obs_mean) / self.obs_std
 
     @torch.no_grad()

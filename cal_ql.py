@@ -5,9 +5,9 @@ data never tried. CQL (Kumar et al., NeurIPS 2020, arXiv 2006.04779) pushes the 
 actions down and those of the data's actions up. The learned values often end far below what the
 policy really earns. When interaction starts, any new action then looks better than the known ones,
 and the policy unlearns.
-Cal-QL stops the push at a known return: a policy action whose Q lies below the return R(s) that the
-data reached from s is left alone. For a transition (s, a, r, s', d), d = 1 at a true end, critics
-Q_i, target critics Qt_i, and N actions of each kind:
+Cal-QL stops the push at a known return: a policy action whose Q lies below R(s), the return that
+the transition's own episode reached from s, is left alone. For a transition (s, a, r, s', d), d = 1
+at a true end, critics Q_i, target critics Qt_i, and N actions of each kind:
 
     target    y = r + gamma (1 - d) max_k min_i Qt_i(s', n_k)      n_1 ... n_N ~ pi(. | s')
     sampled   Q_i(s, u_k),                                         u_k uniform
@@ -16,8 +16,9 @@ Q_i, target critics Qt_i, and N actions of each kind:
                                                                    over all 3 N, each with the
                                                                    density that it came from
     critic    L_Q = mean_i { E[ (y - Q_i(s, a))^2 ] + w D_i }      with --lagrange: w m (D_i - g),
-                                                                   m rises while mean_i D_i > g
-    actor     L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ]     b ~ pi(. | s), differentiable
+                                                                   m, first e, rises while
+                                                                   mean_i D_i > g
+    actor     L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ]     b ~ pi(. | s), reparameterized
     entropy   L_alpha = -log(alpha) E[ log pi(b | s) - A ]         the target entropy is -A, with A
                                                                    entries of an action
 
@@ -31,27 +32,27 @@ data set; one update per step, none before the first episode has ended.
 Parent: none, the root of its family. Measured: docs/cal_ql.md, with commands, seeds and curves.
 
 Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
- 1. Updates are spread over the steps of the next episode; the authors make an episode's updates at
-    its end.
- 2. The mean over critics instead of the sum (equal under Adam); the n_k of target and gap are the
-    same draws.
+ 1. One update per step, from the second episode on; the authors make an episode's updates at its
+    end, as many as it had steps.
+ 2. The mean over critics instead of the sum (equal under Adam); y and the gap share the n_k, for
+    which the authors draw twice.
  3. The last transition of a timed-out episode is kept, and a time limit never cuts the bootstrap,
-    only R. With --infinite-horizon (mazes, kitchen) it does not cut R, either. In mazes theirs says
-    so of failures only, which is the same: a success ends the episode.
- 4. Settings. Locomotion's are WSRL's, but for 2 critics instead of 10: they run CQL, not Cal-QL,
-    and with layer norm. Pointmaze's are ours: antmaze's rewards, but a small w, layer norm, a
-    longer horizon, a faster policy and faster targets. Adroit's were chosen for rewards of -1 and
-    0, as 10 r + 5; hammer, which the authors do not run, has door's, ant the other locomotion
-    tasks'. Ours: when and on how many episodes is evaluated (antmaze and kitchen: their 20), the
-    budgets of locomotion and pointmaze.
+    only R. With --infinite-horizon (mazes, kitchen) it does not cut R, either. In mazes theirs
+    extends R after failures only, which is the same: a success is a true end.
+ 4. Settings. Locomotion's are WSRL's, but for 2 critics instead of 10: CQL (--no-calibrate) with
+    layer norm. Pointmaze's are ours: antmaze's rewards, but a small, fixed w, smaller critics,
+    layer norm, a longer horizon, a faster policy and faster targets. Adroit's were chosen for
+    rewards of -1 and 0, as 10 r + 5, but it keeps its own rewards here; hammer, which the authors
+    do not run, has door's settings, ant those of the other locomotion tasks. Ours: when and on how
+    many episodes is evaluated (antmaze and kitchen: their 20), the budgets of locomotion and
+    pointmaze.
  5. Mazes: observations hold the desired goal too; episodes end at the first success, in data and
     environment. Elsewhere rewards and episodes stay as they are. The authors end an episode of
     Adroit at its success, and leave out demonstrations without one; WSRL ends one of kitchen when
     all four subtasks are done.
  6. Without importance sampling, the constant log(3 N + 1), which WSRL subtracts, stays in the gap.
- 7. Matrix products may round their inputs to bfloat16 where the CPU can; --matmul-precision highest
-    forbids it.
- 8. CQL (--no-calibrate) is that of this code, too. The code of CQL's own authors
+ 7. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
+ 8. CQL (--no-calibrate) follows the Cal-QL authors' code, too. That of CQL's own authors
     (github.com/aviralkumar2907/CQL) compares w times the gap with its threshold, starts the
     multiplier at 1, takes the best next action of each critic before their minimum, and can begin
     with 40,000 steps of cloning; its networks have three hidden layers.
@@ -152,7 +153,7 @@ class Args:
     lagrange: bool = False  # tune a multiplier m of the gap so that it stays at --cql-gap
     cql_gap: Annotated[float, -1e6, 1e6] = 0.8  # g, see --lagrange
     num_actions: Annotated[int, 1, 100] = 10  # N, sampled actions of each kind and state
-    importance_sampling: bool = True  # off: no densities, but the data's Q, in the gap
+    importance_sampling: bool = True  # off: no densities; Q(s, a) joins the sampled Q
     max_backup: bool = True  # targets take the best of N next actions; off: one next action
     offline_ratio: Annotated[float, 0.0, 1.0] = 0.5  # share of each online batch from the data set
     infinite_horizon: bool = False  # an episode that was cut has R as if its last reward went on
@@ -448,13 +449,14 @@ def mc_returns(
 ) -> np.ndarray:
     """Discounted return from each transition on, to its episode's end: (N,) -> (N,) float32.
 
-    `ends`: one past the last transition of each episode."""
+    `ends`: one past the last transition of each episode. --infinite-horizon: an episode that was
+    cut goes on for ever with its last reward."""
     rewards = rewards.astype(np.float64)
     continues = 1 - terminations.astype(np.float64)
     returns = np.zeros(len(rewards), np.float32)
     starts = np.r_[0, ends[:-1]]
     for start, end in zip(starts, ends):
-        following = 0.0  # the return of the steps after: there are none, or they go on for ever
+        following = 0.0  # the return after the last row, if it is not a true end
         if args.infinite_horizon:
             following = rewards[end - 1] / (1 - args.gamma)
         for t in reversed(range(start, end)):

@@ -7,13 +7,14 @@ from the whole episode to 0; H is the mean length of the guide's episodes, of th
 task if there are any:
 
     act          a_t = mean of guide(s_t) if t < h_k, else a_t ~ learner(. | s_t)
-                 h_k = H (1 - k/n) at stage k, h_0 = infinity
-    learn        IQL's losses on the steps of both; --offline-ratio of each batch is offline data;
+                 h_k = H (1 - k/n) at stage k, rounded and below H; h_0 = infinity
+    learn        IQL's losses on the steps of guide and learner; of each batch, --offline-ratio is
+                 offline data, the rest from the newest --online-window steps (both as in JSRL);
                  one update per step, as soon as a batch of online steps is there
 
 --schedule tells when to hand over more:
 
-    automatic    by a test of the last returns at stage k, after each training episode
+    automatic    after each training episode, by a test of the last --window returns at stage k
                  advance (k + 1) if mu - z_advance SE >= threshold
                  retreat (k - 1) if mu + z_retreat SE < threshold, else hold
                  threshold = J_g - tolerance |J_g - J_r|, SE = sqrt(s^2 / m + SE_g^2)
@@ -22,30 +23,32 @@ task if there are any:
     curriculum   JSRL: after each evaluation of guide and learner acting together, advance if the
                  mean of the last 5 is at least best - tolerance |best|; never retreat
                  best: the highest such mean so far, at first J_g
-    random       JSRL: h drawn for every episode from h_1 ... h_n
-    direct       no guide: the learner alone from the first step
+    random       JSRL: h drawn for every episode from h_1 ... h_n (evaluations take them in turn)
+    direct       no guide: the learner alone from the first step, without a stage 0
 
     mu, s, m     mean, spread (at least a quarter of the guide's) and number of those returns
     J_g, SE_g    mean return of the guide's own episodes, and its standard error
     J_r          a random policy's mean return; 0 if the data do not tell it
 
-What changes at the switch: guide and learner part (--init cold: the learner is new, with new
-critics). Stage 0 comes first: the guide acts alone, for --calibration-episodes, and critic and
-value train but the learner's policy does not. Stage 1 follows without a test.
+What changes at the switch: guide and learner part, and a decayed learning rate is full again
+(--init cold: all networks of the learner are new). Stage 0 comes first: the guide acts alone, for
+--calibration-episodes; critic and value train, the learner's policy does not. Stage 1 follows
+without a test. A retreat to stage 0 adds --min-episodes of the guide, and the policy trains on.
+eval/... is now guide and learner together, eval_learner/... the learner alone.
 
 The jump start is Uchendu et al., ICML 2023, arXiv 2204.02372. `automatic` has the aim of Wang,
 White, White, Fine-Tuning without Performance Degradation, arXiv 2505.00913, whose exact gate we
-could not read (only the abstract and part of the introduction): theirs are the jump start, gradual
-exploration and decisions by online estimates; the test, its numbers and the retreat are ours.
+could not read (only the abstract and part of the introduction). From there: a gradual hand-over
+after a jump start, by online estimates. The test, its numbers and the retreat are ours.
 Parent: iql.py; `diff iql.py jsrl_finetune.py` is the method. Measured: docs/jsrl_finetune.md, with
 commands, seeds and curves.
 
 Deviations from JSRL (no code of its authors for this part is known):
- 1. H comes from the calibration episodes, which count as steps; theirs from 100 that do not count.
+ 1. H comes from the episodes of stage 0, which count as steps; theirs from 100 that do not count.
  2. --init warm is the default (the aim is not to lose the offline level); their main table is cold.
  3. The curriculum decides every --eval-every steps (theirs: 10,000); its tolerance is ours, and so
     is that `best` starts as the guide's mean return.
- 4. No SAC as the learner. All that iql.py lists under its deviations holds here too.
+ 4. All that iql.py lists under its deviations holds here too.
 
     python jsrl_finetune.py                                             # bundled hopper data
     python jsrl_finetune.py --offline-checkpoint runs/NAME/offline.pt   # a guide from iql.py
@@ -132,7 +135,7 @@ class Args:
     # ---- end of shared arguments ----
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
     actor_lr_decay: bool = False  # the actor's learning rate falls to 0 over the offline phase
-    num_critics: Annotated[int, 1, 100] = 2  # targets and advantages take the minimum over them
+    num_critics: Annotated[int, 1, 100] = 2  # V and advantages: the minimum over their targets
     expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
     beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
     dropout: Annotated[float, 0.0, 0.99] = 0.0  # dropout rate inside the actor's loss
@@ -140,19 +143,19 @@ class Args:
     init: Literal["warm", "cold"] = "warm"  # the learner starts as the guide, or from new networks
     stages: Annotated[int, 1, 10**6] = 10  # n, from the guide alone to the learner alone
     calibration_episodes: Annotated[int, 2, 10**6] = 10  # of the guide alone, before stage 1
-    min_episodes: Annotated[int, 2, 10**6] = 5  # before a decision: with the learner in them
-    window: Annotated[int, 2, 10**6] = 10  # how many returns count in a decision, the newest
+    min_episodes: Annotated[int, 2, 10**6] = 5  # of a stage, with the learner in them, to decide
+    window: Annotated[int, 2, 10**6] = 10  # how many returns count in a decision, a stage's newest
     z_advance: Annotated[float, 0.0, 100.0] = 0.5  # automatic: standard errors above the threshold
     z_retreat: Annotated[float, 0.0, 100.0] = 1.0  # automatic: standard errors below it
     tolerance: Annotated[float, 0.0, 1.0] = 0.05  # accepted loss, see the thresholds above
     offline_ratio: Annotated[float, 0.0, 1.0] = 0.25  # share of each online batch from the data set
-    online_window: Annotated[int, 1, 10**9] = 100_000  # only the newest so many are sampled
+    online_window: Annotated[int, 1, 10**9] = 100_000  # so many of the newest online steps
     normalize_returns: bool = False  # rewards * 1000 / (highest - lowest return in the data)
 
 
 # IQL's settings by family, the second-to-last part of a data set's id (JSRL keeps them, too). They
-# are defaults: a flag wins. Ours: the gate's episodes in mazes, where a return is 0 or 1, and the
-# budgets of locomotion.
+# are defaults: a flag wins. Ours: what iql.py says, the budgets of locomotion, and the gate's
+# episodes in mazes, where a return is 0 or 1.
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 LOCOMOTION = {"expectile": 0.7, "beta": 3.0, "normalize_returns": True}
 LOCOMOTION |= {"online_steps": 250_000}
@@ -190,7 +193,7 @@ def mlp(in_dim: int, out_dim: int, hidden: int = 256) -> nn.Sequential:
 
 
 class Actor(nn.Module):
-    """Diagonal Gaussian with a mean in the action box, and one standard deviation per entry."""
+    """Diagonal Gaussian: a mean in the action box; each entry has one std in all states."""
 
     def __init__(self, obs_dim: int, act_dim: int):
         super().__init__()
@@ -325,7 +328,7 @@ class Gate:
             return 0
         mean = np.mean(lengths)
         h = round(mean * (1 - stage / self.args.stages))
-        return min(h, math.ceil(mean) - 1)  # with very many stages, the learner acts all the same
+        return min(h, math.ceil(mean) - 1)  # below the mean with any number of stages
 
     def horizons(self) -> list[float]:
         """What h may be in an episode of this stage."""
@@ -334,7 +337,7 @@ class Gate:
         return [self.horizon(self.stage)]
 
     def move(self, stage: int) -> None:
-        """Enter a stage: returns that were seen at another one no longer count."""
+        """Enter a stage: training returns that were seen at another one no longer count."""
         self.stage = stage
         self.returns = []
         self.learner_episodes = 0
@@ -357,7 +360,7 @@ class Gate:
         return lower, upper, guide_mean - args.tolerance * abs(guide_mean - self.random_return)
 
     def log_row(self, estimate: float, threshold: float, verdict: int) -> dict[str, float]:
-        """What is logged of a decision; verdict 1: advance, 0: hold, -1: retreat."""
+        """What is logged of a decision; verdict 1: advance (if not at n), 0: hold, -1: retreat."""
         row = {"online/gate_estimate": estimate, "online/gate_threshold": threshold}
         return row | {"online/gate_verdict": verdict}
 
@@ -417,7 +420,7 @@ class Agent(nn.Module):
         super().__init__()
         self.args = args
         self.actor = Actor(obs_dim, act_dim)
-        self.guide = copy.deepcopy(self.actor).requires_grad_(False)  # from the switch on
+        self.guide = copy.deepcopy(self.actor).requires_grad_(False)  # filled by jump_start()
         self.value = mlp(obs_dim, 1)
         self.critic = Critic(args.num_critics, obs_dim, act_dim)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)

@@ -6,7 +6,7 @@ destroy them. O3F keeps the offline objective as it is and changes one thing: wh
 online. Around the policy's action b it draws N small perturbations, and executes the one that the
 ensemble of m critics (--num-critics) likes best:
 
-    c_i = clip(b + sigma eps_i, -1, 1)                       b ~ pi(. | s), eps_i ~ N(0, I), i <= N
+    c_i = clip(b + sigma eps_i, -1, 1)              b ~ pi(. | s), clipped, eps_i ~ N(0, I), i <= N
     f_i = mean_j Q_j(s, c_i) + omega std_j Q_j(s, c_i)       over the critics j = 1, ..., m
     execute and store c_k,  k = argmax_i f_i                 std: of the population
 
@@ -34,8 +34,8 @@ default is 0.
 No code of the authors is known. From the paper: m = 5, N = 100, sigma, omega = 0, a sample as the
 centre. Ours, where the paper is silent, and deviations:
  1. V and the weights take the minimum over all m target critics (IQL's minimum over its two).
- 2. The online critics score the candidates, not the targets. Candidates are clipped before, so that
-    what is scored is executed; the centre itself is none. std is the population's.
+ 2. The critics, not their target copies, score the candidates, which are clipped before: what is
+    scored is what is executed. The centre is not itself a candidate. std is the population's.
  3. The centre is clipped to the box before it is perturbed (it is what iql.py would execute).
  4. One update per environment step. sigma for Adroit and pointmaze is ours (0.05, the paper's for
     antmaze and kitchen).
@@ -44,7 +44,7 @@ centre. Ours, where the paper is silent, and deviations:
  6. All that iql.py lists under its deviations holds here too.
 
     python o3f.py                                # bundled hopper data: 100k updates, 50k env steps
-    python o3f.py --exploration noise --offline-checkpoint runs/NAME/offline.pt   # the comparator
+    python o3f.py --exploration noise --offline-checkpoint runs/NAME/offline.pt   # of another run
     python o3f.py --resume runs/NAME/latest.pt   # go on where a run has stopped
 """
 
@@ -128,11 +128,11 @@ class Args:
     # ---- end of shared arguments ----
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
     actor_lr_decay: bool = False  # the actor's learning rate falls to 0 over the offline phase
-    num_critics: Annotated[int, 1, 100] = 5  # targets and advantages take the minimum over them
+    num_critics: Annotated[int, 1, 100] = 5  # V and advantages: the minimum over their targets
     expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
     beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
     dropout: Annotated[float, 0.0, 0.99] = 0.0  # dropout rate inside the actor's loss
-    exploration: Literal["o3f", "noise", "plain"] = "o3f"  # best of N, a single one, none
+    exploration: Literal["o3f", "noise", "plain"] = "o3f"  # best of N perturbations, one, none
     num_candidates: Annotated[int, 1, 10_000] = 100  # perturbed actions to choose from at each step
     sigma: Annotated[float, 0.0, 10.0] = 0.2  # standard deviation of the perturbations
     omega: Annotated[float, -1e6, 1e6] = 0.0  # weight of the critics' disagreement in the score
@@ -141,8 +141,8 @@ class Args:
 
 
 # The settings of IQL (section 5, appendix B, authors' configs), with O3F's sigma, by family,
-# the second-to-last part of a data set's id. They are defaults: a flag wins. 1M + 1M are the steps
-# of IQL's fine-tuning runs.
+# the second-to-last part of a data set's id. They are defaults: a flag wins. 1M + 1M is IQL's
+# budget on antmaze, and for Adroit and kitchen our choice.
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 LOCOMOTION = {"expectile": 0.7, "beta": 3.0, "normalize_returns": True}
 MAZE = {"expectile": 0.9, "beta": 10.0, "reward_bias": -1.0, "success_ends_episode": True}
@@ -175,7 +175,7 @@ def mlp(in_dim: int, out_dim: int, hidden: int = 256) -> nn.Sequential:
 
 
 class Actor(nn.Module):
-    """Diagonal Gaussian with a mean in the action box, and one standard deviation per entry."""
+    """Diagonal Gaussian: a mean in the action box; each entry has one std in all states."""
 
     def __init__(self, obs_dim: int, act_dim: int):
         super().__init__()

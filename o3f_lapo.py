@@ -163,7 +163,7 @@ class Args:
     kappa: Annotated[float, 0.0, 1.0] = 0.9  # weight of good actions; 1 - kappa: of the others
     kl_weight: Annotated[float, 0.0, 1e3] = 1.0  # beta, of the CVAE's KL divergence
     max_latent: Annotated[float, 0.0, 100.0] = 2.0  # z_max, bound of the policy's latent codes
-    exploration: Literal["o3f", "noise", "plain"] = "o3f"  # best of N, a single one, none
+    exploration: Literal["o3f", "noise", "plain"] = "o3f"  # best of N perturbations, one, none
     num_candidates: Annotated[int, 1, 10_000] = 100  # perturbed actions to choose from at each step
     sigma: Annotated[float, 0.0, 10.0] = 0.2  # standard deviation of the perturbations
     omega: Annotated[float, -1e6, 1e6] = 0.0  # weight of the critics' disagreement in the score
@@ -460,7 +460,7 @@ class Agent(nn.Module):
             loss.backward()
             self.optimizer.step()
             self.follow(self.q_target, self.q_net)
-        # Clone: with CUDA graphs the next call may overwrite what this one returned.
+        # Clone: backward is done, so with CUDA graphs the next call may overwrite these.
         critic_metrics = {name: value.clone() for name, value in metrics.items()}
         self.optimizer.zero_grad()
         loss, policy_metrics = self.compiled_policy_loss(batches[-1])

@@ -5,10 +5,10 @@ PEX freezes it and adds a second policy, new and untrained. In every state both 
 and a gate draws one of the two with probabilities that follow the critic's values, with an inverse
 temperature 1/alpha (--inverse-temperature):
 
-    composite    a_1 = mode of pi_offline(s),  a_2 ~ pi_new(. | s),  q_k = min_i Q_i(s, a_k)
+    composite    a_1 = mean of pi_offline(s),  a_2 ~ pi_new(. | s),  q_k = min_i Q_i(s, a_k)
                  execute a_w,  P(w = k) proportional to exp(q_k / alpha)    drawn anew in every step
 
-The frozen policy cannot forget, and the new one takes over where its actions are worth more. Of the
+The frozen policy cannot forget, and the new one acts more often where it is worth more. Of the
 two only the new policy is trained, on what the composite would do in the batch's states; critic and
 value go on as offline. For a transition (s, a, r, s', d), d = 1 at a true end, target critics Qt_i,
 and an expectile e:
@@ -19,34 +19,37 @@ and an expectile e:
     critic    L_Q = sum_i E[ (r + gamma (1 - d) V(s') - Q_i(s, a))^2 ]
 
 Each loss trains the network that it is named after; what other networks say is a constant to it.
-What changes at the switch: the second policy, the gate, new optimizer moments; --warmup-steps steps
-without an update; then one update per step on batches of which --offline-ratio comes from the data
-set, the rest from interaction. So the evaluations up to the warm-up's end show the composite as it
-begins, and that at the switch the offline policy.
+What changes at the switch: the second policy, the gate, new optimizer moments, a decayed learning
+rate is full again; --warmup-steps steps without an update; then one update per step on batches of
+which --offline-ratio comes from the data set, the rest from interaction. The evaluation at the
+switch is that of the offline policy; those after it, up to the warm-up's end, show the composite
+before any update.
 
---baseline gives the comparators of the authors' code: direct (the offline policy itself is trained
-on), buffer (no pre-training), scratch (no pre-training, no offline data). The target critic of
-direct is a new copy of the critic.
+--baseline gives the comparators of the authors' code, all with the same warm-up and without a gate:
+direct (the offline policy goes on training, by IQL's losses on the batch), buffer (the same without
+pre-training), scratch (no pre-training, and no offline data in a batch; the scale of rewards is
+still the data's). The target critic of direct is a new copy of the critic.
 
 Parent: iql.py; `diff iql.py pex.py` is the method. Measured: docs/pex.md, with commands, seeds and
 curves.
 
 Deviations from the authors' code (github.com/Haichao-Zhang/PEX):
- 1. The offline phase is iql.py's, but for beta and the decayed learning rate: its networks and
-    initial values, its reward scale for locomotion. The authors do not scale: in their units our
-    10, for beta and for the gate, is 3.5 on the bundled hopper data and 21 on halfcheetah.
+ 1. The offline phase is iql.py's, with networks, initial values and, for locomotion, the scale of
+    rewards; but for beta and the decayed learning rate. The authors do not scale. On unscaled
+    rewards our 10, for beta and for the gate, would be 3.5 on the bundled hopper/medium and 21 on
+    halfcheetah/medium.
  2. All losses see the networks as before the step; theirs takes u' after the steps of V, Q and Qt.
  3. Actions are clipped to the box before they are judged, executed, stored and cloned; theirs are
     not.
- 4. Evaluation is greedy: both policies' modes, the better one. Theirs draws with probability 0.1.
- 5. The settings for Adroit, kitchen and pointmaze are ours (IQL's); the paper has antmaze and
-    locomotion.
+ 4. Evaluation is greedy: both policies' means, the better one. Theirs draws with probability 0.1.
+ 5. The paper has antmaze and locomotion; for Adroit and kitchen we take IQL's settings, for
+    pointmaze antmaze's. Those for ant and all budgets but antmaze's are ours, too.
  6. The new policy starts as in iql.py (orthogonal, gain sqrt(2)), theirs with Xavier weights;
     online rows are drawn with replacement, theirs without.
  7. Of iql.py's deviations, 3, 5 and 8 hold here, too.
 
     python pex.py                                              # bundled hopper data
-    python pex.py --offline-checkpoint runs/NAME/offline.pt    # from a run of iql.py or pex.py
+    python pex.py --offline-checkpoint runs/NAME/offline.pt    # of pex.py, or iql.py with its beta
     python pex.py --baseline direct --offline-checkpoint runs/NAME/offline.pt
 """
 
@@ -130,7 +133,7 @@ class Args:
     # ---- end of shared arguments ----
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
     actor_lr_decay: bool = False  # the actor's learning rate falls to 0 over the offline phase
-    num_critics: Annotated[int, 1, 100] = 2  # targets and advantages take the minimum over them
+    num_critics: Annotated[int, 1, 100] = 2  # V and advantages: the minimum over their targets
     expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
     beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
     dropout: Annotated[float, 0.0, 0.99] = 0.0  # dropout rate inside the actor's loss
@@ -142,8 +145,8 @@ class Args:
 
 
 # The settings of the authors' code (antmaze and locomotion; elsewhere IQL's) by family, the
-# second-to-last part of a data set's id. They are defaults: a flag wins. 1M + 1M: its budgets on
-# antmaze.
+# second-to-last part of a data set's id. They are defaults: a flag wins. 1M + 1M is its budget on
+# antmaze, and for Adroit and kitchen our choice.
 DECAY = {"actor_lr_decay": True}
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 LOCOMOTION = {"beta": 10.0, "normalize_returns": True} | DECAY
@@ -176,7 +179,7 @@ def mlp(in_dim: int, out_dim: int, hidden: int = 256) -> nn.Sequential:
 
 
 class Actor(nn.Module):
-    """Diagonal Gaussian with a mean in the action box, and one standard deviation per entry."""
+    """Diagonal Gaussian: a mean in the action box; each entry has one std in all states."""
 
     def __init__(self, obs_dim: int, act_dim: int):
         super().__init__()
@@ -283,7 +286,7 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: torch.Tensor, deterministic: bool) -> torch.Tensor:
-        """Action in [-1, 1] for one observation or a batch: the policy's mean, or a sample."""
+        """Action in [-1, 1] of the trained policy, for observations (one, or B): mean or sample."""
         mean, log_std = self.actor(obs)
         if deterministic:
             return mean

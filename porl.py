@@ -426,7 +426,7 @@ class Agent(nn.Module):
             loss.backward()
             self.optimizer.step()
             self.update_target()
-        # Clone: with CUDA graphs the next call may overwrite what this one returned.
+        # Clone: backward is done, so with CUDA graphs the next call may overwrite these.
         critic_metrics = {name: value.clone() for name, value in metrics.items()}
         if stage_a:  # the policy stays as it is
             return critic_metrics
@@ -448,13 +448,14 @@ def mc_returns(
 ) -> np.ndarray:
     """Discounted return from each transition on, to its episode's end: (N,) -> (N,) float32.
 
-    `ends`: one past the last transition of each episode."""
+    `ends`: one past the last transition of each episode. --infinite-horizon: an episode that was
+    cut goes on for ever with its last reward."""
     rewards = rewards.astype(np.float64)
     continues = 1 - terminations.astype(np.float64)
     returns = np.zeros(len(rewards), np.float32)
     starts = np.r_[0, ends[:-1]]
     for start, end in zip(starts, ends):
-        following = 0.0  # the return of the steps after: there are none, or they go on for ever
+        following = 0.0  # the return after the last row, if it is not a true end
         if args.infinite_horizon:
             following = rewards[end - 1] / (1 - args.gamma)
         for t in reversed(range(start, end)):

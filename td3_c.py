@@ -366,7 +366,7 @@ class Agent(nn.Module):
         critic_loss, metrics = self.compiled_critic_loss(batch)
         self.descend(critic_loss)
         if move_actor:
-            # Clone: with CUDA graphs the next call may overwrite what this one returned.
+            # Clone: backward is done, so with CUDA graphs the next call may overwrite these.
             metrics = {name: value.clone() for name, value in metrics.items()}
             metrics |= self.update_actor(batch, method)
         return metrics

@@ -3,34 +3,35 @@
 Paper: Zhou et al., ICLR 2025, arXiv 2412.07762. Most methods keep the offline data while they
 fine-tune. WSRL finds that this mostly guards one moment: just after the switch the pessimistic
 critics are asked about states they do not know, answer far too low, and backups spread the error
-until the policy is forgotten. A short warm-up does the same job: the frozen policy fills an empty
-buffer with --warmup-steps of its own experience, and then SAC, with many critics and several
-updates per step, fine-tunes on nothing but what is in there. With d = 1 at a true end, E critics
-Q_i and target critics Qt_i, and A entries of an action:
+until the policy is forgotten. A short warm-up does the same job: the frozen policy collects
+--warmup-steps transitions, and then SAC, with many critics and several updates per step, fine-tunes
+on nothing but these and what follows. With d = 1 at a true end, M critics Q_i and target critics
+Qt_i, and A entries of an action:
 
-    offline      Cal-QL, or CQL (locomotion), as in cal_ql.py; the minimum of a target and the gap
-                 are taken over 2 of E critics, drawn with replacement
+    offline      Cal-QL, or CQL (locomotion), as in cal_ql.py; but y's minimum is over 2 of the M
+                 critics, drawn with replacement, and the gap's mean over another 2
     warm-up      act with samples of the policy; no update. Even with --warmup-steps 0, updates wait
-                 until there are as many rows as the batches of a step hold
-    online       --utd-ratio times per step, each on a batch of its own:
+                 until there are more rows than the batches of a step draw
+    online       --utd-ratio times per step, each on a batch of its own, Qt moving each time:
                  L_Q = mean_i E[ (y - Q_i(s, a))^2 ]
-                 y = r + gamma (1 - d) min_{i in 2 of E} Qt_i(s', n),  n ~ pi(. | s')
-                 and once per step, on all these batches together, over all E critics:
+                 y = r + gamma (1 - d) min_{i in 2 of M} Qt_i(s', n),  n ~ pi(. | s')
+                 and once per step, on all these batches together, over all M critics:
                  L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ],  b ~ pi(. | s)
                  L_alpha = -log(alpha) E[ log pi(b | s) - A ]
 
 No entropy is in y; with --online-max-backup (mazes), y takes the best of N actions n, as offline.
 
 What changes at the switch: the offline data are dropped (--retain-offline-ratio keeps a share of
-each batch), the conservative term and its multiplier too. Networks, temperature and optimizer
-moments go on (with --no-load-critic or --no-load-policy, those networks and their moments begin
-anew).
+each batch), the conservative term and its multiplier too. The policy steps after the critics,
+offline together with them. Networks, temperature and optimizer moments go on (with --no-load-critic
+or --no-load-policy, those networks and their moments begin anew).
 Parent: cal_ql.py; `diff cal_ql.py wsrl.py` is the method. Measured: docs/wsrl.md, with commands,
 seeds and curves.
 
 Deviations from the authors' code (github.com/zhouzypaul/wsrl):
- 1. A step of Adam touches the networks of its loss only; theirs moves the others on their momentum,
-    with zero gradients (so per step their policy moves 2.2 times as far, their critics 1.1 times).
+ 1. Online, a step of Adam moves the networks of its loss only; theirs moves the others on their
+    momentum, with zero gradients (so per environment step their policy moves 2.2 times as far,
+    their critics 1.1 times).
  2. Networks, multiplier, temperature and log-densities are those of cal_ql.py: the official
     Cal-QL's form of them. Theirs: a softplus multiplier without w and a softplus temperature, an
     entropy estimate in the next states, a constant std on antmaze and no learned scale and shift of
@@ -38,13 +39,13 @@ Deviations from the authors' code (github.com/zhouzypaul/wsrl):
  3. Budgets of locomotion and pointmaze: what a CPU can afford. Evaluations: ours but for antmaze's
     20 episodes.
  4. --retain-offline-ratio holds in every minibatch; theirs puts all offline rows into some of them.
-    Their first update comes one step later.
  5. Deviations 3 and 5 to 8 of cal_ql.py. Of its 2: target and gap share the draws n_k. Of its 4:
     Adroit's settings were chosen for other rewards, and pointmaze's are ours; hammer has door's,
     ant the other locomotion tasks'. Kitchen has Cal-QL's --infinite-horizon.
+ 6. Their first update comes one step later.
 
     python wsrl.py                                              # bundled hopper data
-    python wsrl.py --offline-checkpoint runs/NAME/offline.pt    # see docs/wsrl.md for cal_ql.py's
+    python wsrl.py --offline-checkpoint runs/NAME/offline.pt    # for one of cal_ql.py: docs/wsrl.md
     python wsrl.py --warmup-steps 0 --offline-checkpoint runs/NAME/offline.pt
 """
 
@@ -139,7 +140,7 @@ class Args:
     lagrange: bool = False  # tune a multiplier m of the gap so that it stays at --cql-gap
     cql_gap: Annotated[float, -1e6, 1e6] = 0.8  # g, see --lagrange
     num_actions: Annotated[int, 1, 100] = 10  # N, sampled actions of each kind and state
-    importance_sampling: bool = True  # off: no densities, but the data's Q, in the gap
+    importance_sampling: bool = True  # off: no densities; Q(s, a) joins the sampled Q
     max_backup: bool = True  # offline: targets take the best of N next actions; off: one
     online_max_backup: bool = False  # the same online
     warmup_steps: Annotated[int, 0, 10**9] = 5_000  # steps online before the first update
@@ -150,8 +151,8 @@ class Args:
     infinite_horizon: bool = False  # an episode that was cut has R as if its last reward went on
 
 
-# The settings of the authors' scripts by family, the second-to-last part of a data set's id. They
-# are defaults: a flag wins. Budgets of locomotion and pointmaze: ours.
+# The settings of the authors' scripts (but see deviations 3 and 5) by family, the second-to-last
+# part of a data set's id. They are defaults: a flag wins.
 ONLINE = {"online_steps": 500_000, "checkpoint_every": 50_000}
 ANTMAZE = {"critic_layers": 4, "offline_steps": 1_000_000} | ONLINE
 ANTMAZE |= {"lagrange": True, "eval_episodes": 20}
@@ -450,7 +451,7 @@ class Agent(nn.Module):
             loss.backward()
             self.optimizer.step()
             self.update_target()
-        # Clone: with CUDA graphs the next call may overwrite what this one returned.
+        # Clone: backward is done, so with CUDA graphs the next call may overwrite these.
         critic_metrics = {name: value.clone() for name, value in metrics.items()}
         self.optimizer.zero_grad()
         obs = torch.cat([batch["obs"] for batch in batches])
@@ -470,13 +471,14 @@ def mc_returns(
 ) -> np.ndarray:
     """Discounted return from each transition on, to its episode's end: (N,) -> (N,) float32.
 
-    `ends`: one past the last transition of each episode."""
+    `ends`: one past the last transition of each episode. --infinite-horizon: an episode that was
+    cut goes on for ever with its last reward."""
     rewards = rewards.astype(np.float64)
     continues = 1 - terminations.astype(np.float64)
     returns = np.zeros(len(rewards), np.float32)
     starts = np.r_[0, ends[:-1]]
     for start, end in zip(starts, ends):
-        following = 0.0  # the return of the steps after: there are none, or they go on for ever
+        following = 0.0  # the return after the last row, if it is not a true end
         if args.infinite_horizon:
             following = rewards[end - 1] / (1 - args.gamma)
         for t in reversed(range(start, end)):

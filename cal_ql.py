@@ -16,7 +16,7 @@ at a true end, critics Q_i, target critics Qt_i, and N actions of each kind:
                                                                    over all 3 N, each with the
                                                                    density that it came from
     critic    L_Q = mean_i { E[ (y - Q_i(s, a))^2 ] + w D_i }      with --lagrange: w m (D_i - g),
-                                                                   m, first e, rises while
+                                                                   m, at first 2.72, rises while
                                                                    mean_i D_i > g
     actor     L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ]     b ~ pi(. | s), reparameterized
     entropy   L_alpha = -log(alpha) E[ log pi(b | s) - A ]         the target entropy is -A, with A

@@ -12,7 +12,7 @@ a transition (s, a, r, s', d), d = 1 at a true end, target critics Qt_i, and an 
 
 Each loss trains the network that it is named after; what other networks say is a constant to it.
 What changes at the switch: the policy acts (a clipped sample); each step joins the data, and one
-update follows, on a uniform batch of all; a decayed learning rate is full again. Parent: none.
+update follows, on a batch of all; a decayed learning rate is full again. Parent: none (docs/iql.md)
 
 Deviations from the authors' code (github.com/ikostrikov/implicit_q_learning):
  1. All losses see the networks as before the step. Theirs update V first, and use the new V.
@@ -20,7 +20,7 @@ Deviations from the authors' code (github.com/ikostrikov/implicit_q_learning):
  3. The last transition of a timed-out episode is kept (a time limit never cuts the bootstrap).
  4. --normalize-returns takes recorded episodes; theirs looks for jumps between observations.
  5. Mazes: observations hold the goal, and episodes end at the first success, in data and task.
- 6. The actor's learning rate is constant, but for pointmaze. Their offline runs decay it.
+ 6. The actor's learning rate is constant. Theirs decays offline (pointmaze: --actor-lr-decay).
  7. The settings for pointmaze and ant are ours, and so are all budgets but antmaze's.
  8. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
 
@@ -109,7 +109,7 @@ class Args:
     # ---- end of shared arguments ----
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
     actor_lr_decay: bool = False  # the actor's learning rate falls to 0 over the offline phase
-    num_critics: Annotated[int, 1, 100] = 2  # V and advantages: the minimum over their targets
+    num_critics: Annotated[int, 1, 100] = 2  # V and advantages take the lowest target critic
     expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
     beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
     dropout: Annotated[float, 0.0, 0.99] = 0.0  # dropout rate inside the actor's loss

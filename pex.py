@@ -133,7 +133,7 @@ class Args:
     # ---- end of shared arguments ----
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
     actor_lr_decay: bool = False  # the actor's learning rate falls to 0 over the offline phase
-    num_critics: Annotated[int, 1, 100] = 2  # V and advantages: the minimum over their targets
+    num_critics: Annotated[int, 1, 100] = 2  # V and advantages take the lowest target critic
     expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
     beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
     dropout: Annotated[float, 0.0, 0.99] = 0.0  # dropout rate inside the actor's loss

@@ -143,7 +143,7 @@ class Args:
     method: Literal["td3c", "td3", "td3bc"] = "td3c"  # policy's loss online: see the docstring
     online_replay: Literal["append", "online_only", "symmetric"] = "append"  # mixture of a batch
     exploration_noise: Annotated[float, 0.0, 10.0] = 0.1  # std of the noise on actions online
-    epsilon: Annotated[float, 0.0, 1e3] = 1e-3  # td3c: bound on the gap D, kept on average
+    epsilon: Annotated[float, 0.0, 1e3] = 1e-3  # td3c: a gap D above it pushes m up, else down
     initial_multiplier: Annotated[float, 1e-6, 1e4] = 10.0  # td3c: m at the switch
     dual_lr: Annotated[float, 0.0, 1e3] = 1e-2  # td3c: Adam learning rate of eta
 

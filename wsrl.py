@@ -22,9 +22,9 @@ Qt_i, and A entries of an action:
 No entropy is in y; with --online-max-backup (mazes), y takes the best of N actions n, as offline.
 
 What changes at the switch: the offline data are dropped (--retain-offline-ratio keeps a share of
-each batch), the conservative term and its multiplier too. The policy steps after the critics,
-offline together with them. Networks, temperature and optimizer moments go on (with --no-load-critic
-or --no-load-policy, those networks and their moments begin anew).
+each batch), the conservative term and its multiplier too. The policy now steps after the critics,
+no longer together with them. Networks, temperature and optimizer moments go on (with
+--no-load-critic or --no-load-policy, those networks and their moments begin anew).
 Parent: cal_ql.py; `diff cal_ql.py wsrl.py` is the method. Measured: docs/wsrl.md, with commands,
 seeds and curves.
 

@@ -286,7 +286,7 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: torch.Tensor, deterministic: bool) -> torch.Tensor:
-        """Action in [-1, 1] of the trained policy, for observations (one, or B): mean or sample."""
+        """Action in [-1, 1] for one observation or a batch: the policy's mean, or a sample."""
         mean, log_std = self.actor(obs)
         if deterministic:
             return mean

@@ -279,7 +279,7 @@ def divergence(agent, start, obs):
 def test_without_stage_a_a_good_policy_is_forgotten(seed):
     """Of a policy that is right from the beginning: one step, r = -|a - 0.3|^2.
 
-    It is forgotten early, and learned again: after 400 updates more the distance is small again."""
+    The distance is taken after 50 updates; within 1,000 the policy learns most of it again."""
     torch.manual_seed(seed)
     settings = {"actor_lr": 1e-3, "initial_alpha": 1e-3, "compile": False, "hidden": 32}
     settings |= {"num_critics": 3}

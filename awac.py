@@ -14,8 +14,8 @@ and a temperature lambda (--awac-lambda; small: trust the critic, large: clone t
               u = min_i Q_i(s, a) - min_i Q_i(s, b), the advantage                  b ~ pi(. | s)
     target    Qt_i <- (1 - tau) Qt_i + tau Q_i
 
-n and b are clipped to the box [-1, 1]; log pi is the density before clipping. L_Q trains the
-critics, L_A the policy; what other networks say, and what the policy draws, is a constant to both.
+Each loss trains the network that it is named after; what other networks say is a constant to it.
+So are the draws n and b, clipped to the box [-1, 1]; log pi is the density before clipping.
 An advantage above lambda log 100 = 4.6 lambda has the highest weight. All networks see observations
 minus the data set's mean, over its deviation plus 0.001 (both fixed); the buffer holds them raw.
 
@@ -26,7 +26,7 @@ there, as figure 3 of O3F's paper (see o3f.py) does from 1 to 0.1, start a secon
 one's offline.pt: see the last two commands.
 
 Parent: iql.py; `diff iql.py awac.py` is the method and two things of CORL: a third hidden layer,
-standardized observations. Measured: docs/awac.md, with commands.
+standardized observations. (The log has one column more.) Measured: docs/awac.md, with commands.
 
 Deviations from CORL (github.com/tinkoff-ai/CORL), whose scores are the reference:
  1. Both losses see the networks as before the step, as in the authors' code
@@ -36,10 +36,10 @@ Deviations from CORL (github.com/tinkoff-ai/CORL), whose scores are the referenc
  3. Initial weights are iql.py's (orthogonal, gain sqrt(2)); CORL's are PyTorch's defaults.
  4. The settings for pointmaze, ant and kitchen, and the budgets of all but antmaze and Adroit, are
     ours. CORL does not fine-tune on locomotion; our runs there take its offline settings.
- 5. The last transition of a timed-out episode is kept.
- 6. Mazes: observations hold the goal, and episodes end at the first success, in data and task.
- 7. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
- 8. The data's actions are clipped to +-(1 - 1e-5).
+ 5. Mazes: observations hold the goal, and episodes end at the first success, in data and task.
+ 6. The last transition of a timed-out episode is kept.
+ 7. The data's actions are clipped to +-(1 - 1e-5).
+ 8. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
 The cap of 100 is CORL's. rlkit has weights that sum to the size of the batch (a softmax), batches
 of 1024, weight decay of the policy, lambda 2 on locomotion, standard deviations that begin at 0.05
 and are at most 1, four hidden layers of the policy and two of critics, raw observations, and 1,000
@@ -134,8 +134,8 @@ class Args:
     awac_lambda: Annotated[float, 1e-3, 1e6] = 1.0  # advantage weights are exp(u / lambda)
 
 
-# The settings of CORL's configs (but see deviation 4) by family, the second-to-last part of a data
-# set's id. They are defaults: a flag wins.
+# Settings by family, the second-to-last part of a data set's id. They are defaults: a flag wins.
+# Those of CORL's configs, but see deviation 4.
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 LOCOMOTION = {"awac_lambda": 1 / 3}
 MAZE = {"awac_lambda": 0.1, "reward_bias": -1.0, "success_ends_episode": True}
@@ -193,7 +193,7 @@ class Critic(nn.Module):
         super().__init__()
         members = [mlp(obs_dim + act_dim, 1) for _ in range(num_critics)]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for index in (0, 2, 4, 6):  # where the linear layers stand in mlp()
+        for index in range(0, len(members[0]), 2):  # where the linear layers stand in mlp()
             weights = [member[index].weight.detach().T for member in members]
             biases = [member[index].bias.detach()[None] for member in members]
             self.weights.append(torch.stack(weights))  # (E, fan_in, fan_out)
@@ -252,7 +252,7 @@ class ReplayBuffer:
 
 
 class Agent(nn.Module):
-    """The networks of AWAC (what a checkpoint holds), their optimizer and their update."""
+    """The networks (what a checkpoint holds), their optimizer and their update."""
 
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()
@@ -280,7 +280,7 @@ class Agent(nn.Module):
         return (mean + log_std.exp() * torch.randn_like(mean)).clamp(-1.0, 1.0)
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        """Sum of the two losses, each with gradients to its own network; and what to log."""
+        """Sum of the losses, each with gradients to its own network; and what to log."""
         args = self.args
         obs, actions = self.standardized(batch["obs"]), batch["actions"]
         next_obs = self.standardized(batch["next_obs"])
@@ -319,7 +319,8 @@ def main(args: Args) -> None:
     device = set_up(args)
     columns, _, task, references = load_data(args)
     env, eval_env = make_env(task), make_env(task)
-    columns["rewards"] = args.reward_scale * columns["rewards"] + args.reward_bias
+    scale = args.reward_scale
+    columns["rewards"] = scale * columns["rewards"] + args.reward_bias
     buffer = ReplayBuffer(columns, args.online_steps, device)
     agent = Agent(columns["obs"].shape[1], columns["actions"].shape[1], args, device)
     agent.obs_mean.copy_(torch.from_numpy(columns["obs"].mean(0, dtype=np.float64)))
@@ -345,7 +346,7 @@ def main(args: Args) -> None:
     for step in run.steps("online"):
         action = agent.act(torch.from_numpy(obs).to(device), deterministic=False).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
-        reward = args.reward_scale * float(reward) + args.reward_bias
+        reward = scale * float(reward) + args.reward_bias
         buffer.add(
             obs=obs, actions=action, rewards=reward, next_obs=next_obs, terminations=terminated
         )

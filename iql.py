@@ -116,8 +116,8 @@ class Args:
     normalize_returns: bool = False  # rewards * 1000 / (highest - lowest return in the data)
 
 
-# The paper's settings (section 5, appendix B, authors' configs) by family, the second-to-last part
-# of a data set's id. They are defaults: a flag wins.
+# Settings by family, the second-to-last part of a data set's id. They are defaults: a flag wins.
+# IQL's: section 5 and appendix B of its paper, and its authors' configs.
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 LOCOMOTION = {"expectile": 0.7, "beta": 3.0, "normalize_returns": True}
 MAZE = {"expectile": 0.9, "beta": 10.0, "reward_bias": -1.0, "success_ends_episode": True}
@@ -179,7 +179,7 @@ class Critic(nn.Module):
         super().__init__()
         members = [mlp(obs_dim + act_dim, 1) for _ in range(num_critics)]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for index in (0, 2, 4):  # where the linear layers stand in mlp()
+        for index in range(0, len(members[0]), 2):  # where the linear layers stand in mlp()
             weights = [member[index].weight.detach().T for member in members]
             biases = [member[index].bias.detach()[None] for member in members]
             self.weights.append(torch.stack(weights))  # (E, fan_in, fan_out)
@@ -238,7 +238,7 @@ class ReplayBuffer:
 
 
 class Agent(nn.Module):
-    """The networks of IQL (state_dict() is what a checkpoint holds), their optimizer and update."""
+    """The networks (what a checkpoint holds), their optimizer and their update."""
 
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()
@@ -262,7 +262,7 @@ class Agent(nn.Module):
         return (mean + log_std.exp() * torch.randn_like(mean)).clamp(-1.0, 1.0)
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        """Sum of the three losses, each with gradients to its own network; and what to log."""
+        """Sum of the losses, each with gradients to its own network; and what to log."""
         args = self.args
         obs, actions = batch["obs"], batch["actions"]
         with torch.no_grad():

@@ -14,7 +14,8 @@ task if there are any:
 
 --schedule tells when to hand over more:
 
-    automatic    after each training episode, by a test of the last --window returns at stage k
+    automatic    after each training episode, once the learner has acted in --min-episodes of the
+                 stage, by a test of the last --window returns at stage k
                  advance (k + 1) if mu - z_advance SE >= threshold
                  retreat (k - 1) if mu + z_retreat SE < threshold, else hold
                  threshold = J_g - tolerance |J_g - J_r|, SE = sqrt(s^2 / m + SE_g^2)
@@ -32,9 +33,9 @@ task if there are any:
 
 What changes at the switch: guide and learner part, and a decayed learning rate is full again
 (--init cold: all networks of the learner are new). Stage 0 comes first: the guide acts alone, for
---calibration-episodes; critic and value train, the learner's policy does not. Stage 1 follows
-without a test. A retreat to stage 0 adds --min-episodes of the guide, and the policy trains on.
-eval/... is now guide and learner together, eval_learner/... the learner alone.
+--calibration-episodes (at least --min-episodes); critic and value train, the learner's policy does
+not. Stage 1 follows without a test. A retreat to stage 0 adds --min-episodes of the guide, and the
+policy trains on. eval/... is now guide and learner together, eval_learner/... the learner alone.
 
 The jump start is Uchendu et al., ICML 2023, arXiv 2204.02372. `automatic` has the aim of Wang,
 White, White, Fine-Tuning without Performance Degradation, arXiv 2505.00913, whose exact gate we
@@ -153,9 +154,9 @@ class Args:
     normalize_returns: bool = False  # rewards * 1000 / (highest - lowest return in the data)
 
 
-# IQL's settings by family, the second-to-last part of a data set's id (JSRL keeps them, too). They
-# are defaults: a flag wins. Ours: what iql.py says, the budgets of locomotion, and the gate's
-# episodes in mazes, where a return is 0 or 1.
+# Settings by family, the second-to-last part of a data set's id. They are defaults: a flag wins.
+# IQL's: section 5 and appendix B of its paper, and its authors' configs.
+# JSRL keeps them. Ours: the budgets of locomotion, and the gate's episodes in mazes.
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 LOCOMOTION = {"expectile": 0.7, "beta": 3.0, "normalize_returns": True}
 LOCOMOTION |= {"online_steps": 250_000}
@@ -223,7 +224,7 @@ class Critic(nn.Module):
         super().__init__()
         members = [mlp(obs_dim + act_dim, 1) for _ in range(num_critics)]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for index in (0, 2, 4):  # where the linear layers stand in mlp()
+        for index in range(0, len(members[0]), 2):  # where the linear layers stand in mlp()
             weights = [member[index].weight.detach().T for member in members]
             biases = [member[index].bias.detach()[None] for member in members]
             self.weights.append(torch.stack(weights))  # (E, fan_in, fan_out)
@@ -414,7 +415,7 @@ class Gate:
 
 
 class Agent(nn.Module):
-    """The networks of JSRL (what a checkpoint holds), their optimizer and their update."""
+    """The networks (what a checkpoint holds), their optimizer and their update."""
 
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()
@@ -458,16 +459,16 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: torch.Tensor, deterministic: bool, guided: bool = False) -> torch.Tensor:
-        """Action in [-1, 1]: the guide's mean, or else the learner's mean or a sample."""
+        """Action in [-1, 1] for one observation or a batch: the policy's mean, or a sample."""
         if guided:
-            return self.guide(obs)[0]
+            return self.guide(obs)[0]  # its mean, always
         mean, log_std = self.actor(obs)
         if deterministic:
             return mean
         return (mean + log_std.exp() * torch.randn_like(mean)).clamp(-1.0, 1.0)
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        """Sum of the three losses, each with gradients to its own network; and what to log."""
+        """Sum of the losses, each with gradients to its own network; and what to log."""
         args = self.args
         obs, actions = batch["obs"], batch["actions"]
         with torch.no_grad():
@@ -494,14 +495,12 @@ class Agent(nn.Module):
         self.optimizer.param_groups[0]["lr"] = learning_rate
 
     def update(self, batch: Tensors, train_actor: bool = True) -> Tensors:
-        """One gradient step on all networks, then the target critic follows.
-
-        Without `train_actor`, the learner's policy stays as it is."""
+        """One gradient step on all networks, then the target critic follows."""
         self.optimizer.zero_grad()
         loss, metrics = self.compiled_loss(batch)
         loss.backward()
         if not train_actor:
-            self.actor.zero_grad()  # no gradient at all: Adam leaves these parameters alone
+            self.actor.zero_grad()  # no gradient at all: Adam leaves the learner's policy alone
         self.optimizer.step()
         critic = [parameter.detach() for parameter in self.critic.parameters()]
         torch._foreach_lerp_(list(self.critic_target.parameters()), critic, self.args.tau)

@@ -35,9 +35,9 @@ the data: batches are uniform over their union. Networks, targets and Adam's mom
 actions that collect new transitions come from O3F's search. Around the policy's action b, which is
 dect(s, p(s)) back in the units of the environment and clipped to the box [-1, 1],
 
-    c_i = clip(b + sigma eps_i, -1, 1)                       eps_i ~ N(0, I), i <= N
-    f_i = mean_j Q_j(s, c_i) + omega std_j Q_j(s, c_i)       std: of the population
-    execute and store c_k,  k = argmax_i f_i
+    c_k = clip(b + sigma eps_k, -1, 1)                       eps_k ~ N(0, I), k <= N
+    f_k = mean_j Q_j(s, c_k) + omega std_j Q_j(s, c_k)       std: of the population
+    execute and store the c_k with the highest f_k
 
 Optimistic is the choice itself: where the critics value an action too highly, it is tried, and the
 error is seen. omega > 0 adds a bonus where they disagree.
@@ -171,8 +171,8 @@ class Args:
     single_reward: bool = False  # an episode ends with its only reward: high = highest r
 
 
-# The settings of LAPO's code with O3F's sigma, by family, the second-to-last part of a data set's
-# id. They are defaults: a flag wins. Budgets: see deviation 7.
+# Settings by family, the second-to-last part of a data set's id. They are defaults: a flag wins.
+# Those of LAPO's code, with O3F's sigma; budgets: see deviation 7.
 LAPO = {"batch_size": 512}
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 500_000, "checkpoint_every": 50_000}
 LOCOMOTION = LAPO | {"normalize_rewards": True, "online_steps": 10_000}
@@ -242,7 +242,7 @@ class Critic(nn.Module):
         super().__init__()
         members = [mlp(obs_dim + act_dim, 1) for _ in range(num_critics)]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for index in (0, 2, 4, 6):  # where the linear layers stand in mlp()
+        for index in range(0, len(members[0]), 2):  # where the linear layers stand in mlp()
             weights = [member[index].weight.detach().T for member in members]
             biases = [member[index].bias.detach()[None] for member in members]
             self.weights.append(torch.stack(weights))  # (E, fan_in, fan_out)
@@ -317,7 +317,7 @@ class ReplayBuffer:
 
 
 class Agent(nn.Module):
-    """The networks of LAPO (what a checkpoint holds), their optimizer and their update."""
+    """The networks (what a checkpoint holds), their optimizer and their update."""
 
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()

@@ -27,7 +27,7 @@ stage A judges a policy that may be noisier than the one that goes on.
 
 What changes at the switch from offline to online (but for --q-init offline): the critics are new,
 alpha begins at --initial-alpha, and Adam has no moments; only the policy goes on. In any case no
-batch holds offline data. The policy may come from a run of cal_ql.py or wsrl.py, too
+batch online holds offline data. The policy may come from a run of cal_ql.py or wsrl.py, too
 (--offline-checkpoint). As others summarize it, the paper compares three ways to begin with Q:
 --q-init presample (PORL), random, and offline (the checkpoint's critics, moments and alpha go on:
 WSRL, but for the floor in stage A). With the latter two nothing learns in stage A.
@@ -140,13 +140,13 @@ class Args:
     num_critics: Annotated[int, 1, 100] = 10  # size of the critic ensemble
     critic_subset: Annotated[int, 0, 100] = 2  # drawn (repeats happen) for y; 0: all
     layer_norm: bool = True  # normalize each hidden layer, in policy and critics
+    num_actions: Annotated[int, 1, 100] = 10  # N, see --online-max-backup
+    online_max_backup: bool = False  # stage B: targets take the best of N next actions; off: one
+    presample_steps: Annotated[int, 0, 10**9] = 5_000  # environment steps of stage A
+    utd_ratio: Annotated[int, 1, 1000] = 4  # critic updates per environment step, online
     min_std: Annotated[float, 1e-9, 1.0] = 0.1  # lowest std until stage B; 1e-9: none
     q_init: Literal["presample", "random", "offline"] = "presample"  # what stage B begins with
-    presample_steps: Annotated[int, 0, 10**9] = 5_000  # environment steps of stage A
     initial_alpha: Annotated[float, 1e-6, 1e3] = 0.1  # alpha at the switch; not with q-init offline
-    utd_ratio: Annotated[int, 1, 1000] = 4  # critic updates per environment step
-    online_max_backup: bool = False  # stage B: targets take the best of N next actions; off: one
-    num_actions: Annotated[int, 1, 100] = 10  # N, see --online-max-backup
     infinite_horizon: bool = False  # logged mc_return of a cut episode: its last reward goes on
 
 
@@ -156,11 +156,12 @@ class Args:
 ONLINE = {"online_steps": 500_000, "checkpoint_every": 50_000}
 ANTMAZE = {"critic_layers": 4, "offline_steps": 250_000, "eval_episodes": 20} | ONLINE
 ADROIT = {"hidden": 512, "critic_layers": 3, "offline_steps": 20_000} | ONLINE
-KITCHEN = {"hidden": 512, "actor_layers": 3, "critic_layers": 3, "reward_bias": -4.0}
-KITCHEN |= {"infinite_horizon": True, "offline_steps": 250_000} | ONLINE
+KITCHEN = {"hidden": 512, "actor_layers": 3, "critic_layers": 3}
+KITCHEN |= {"infinite_horizon": True, "reward_bias": -4.0, "offline_steps": 250_000} | ONLINE
 MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True}
 MAZE |= {"infinite_horizon": True, "online_max_backup": True}
-POINTMAZE = {"gamma": 0.995, "tau": 0.02, "actor_lr": 3e-4, "eval_episodes": 24}  # ours
+POINTMAZE = {"gamma": 0.995, "tau": 0.02}  # ours
+POINTMAZE |= {"actor_lr": 3e-4, "eval_episodes": 24}
 PAPER_SETTINGS = {
     **dict.fromkeys(["pen", "door", "hammer", "relocate"], ADROIT),
     "kitchen": KITCHEN,
@@ -318,7 +319,7 @@ class ReplayBuffer:
 
 
 class Agent(nn.Module):
-    """The networks of PORL (what a checkpoint holds), their optimizer and their update."""
+    """The networks (what a checkpoint holds), their optimizer and their update."""
 
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()
@@ -352,7 +353,7 @@ class Agent(nn.Module):
         return actions.reshape(*obs.shape[:-1], -1)
 
     def some_critics(self) -> torch.Tensor | None:
-        """Indices of the critics that y's minimum is taken over; None: all."""
+        """Indices of --critic-subset critics, drawn with replacement; None: all."""
         count = self.args.critic_subset
         if count == 0:
             return None
@@ -383,8 +384,7 @@ class Agent(nn.Module):
     def critic_loss(self, batch: Tensors, stage_a: bool) -> tuple[torch.Tensor, Tensors]:
         """TD error of the critics, in stage A or B; and what to log."""
         args = self.args
-        obs, actions = batch["obs"], batch["actions"]
-        next_obs = batch["next_obs"]
+        obs, actions, next_obs = batch["obs"], batch["actions"], batch["next_obs"]
         with torch.no_grad():
             count = args.num_actions
             if stage_a or not args.online_max_backup:

@@ -148,8 +148,8 @@ class Args:
     dual_lr: Annotated[float, 0.0, 1e3] = 1e-2  # td3c: Adam learning rate of eta
 
 
-# Settings by family, the second-to-last part of a data set's id (see deviation 4). They are
-# defaults: a flag wins. Locomotion has those above: TD3+BC's, but for the budgets.
+# Settings by family, the second-to-last part of a data set's id. They are defaults: a flag wins.
+# See deviation 4. Locomotion has those above: TD3+BC's, but for the budgets.
 LONG = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 MAZE = {"reward_bias": -1.0, "success_ends_episode": True}
 PAPER_SETTINGS = {
@@ -198,7 +198,7 @@ class Critic(nn.Module):
         super().__init__()
         members = [mlp(obs_dim + act_dim, 1) for _ in range(num_critics)]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for index in (0, 2, 4):  # where the linear layers stand in mlp()
+        for index in range(0, len(members[0]), 2):  # where the linear layers stand in mlp()
             weights = [member[index].weight.detach().T for member in members]
             biases = [member[index].bias.detach()[None] for member in members]
             self.weights.append(torch.stack(weights))  # (E, fan_in, fan_out)
@@ -266,7 +266,7 @@ class ReplayBuffer:
 
 
 class Agent(nn.Module):
-    """The networks of TD3-C (what a checkpoint holds), their optimizer and their update."""
+    """The networks (what a checkpoint holds), their optimizer and their update."""
 
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()

@@ -5,19 +5,21 @@ fine-tune. WSRL finds that this mostly guards one moment: just after the switch 
 critics are asked about states they do not know, answer far too low, and backups spread the error
 until the policy is forgotten. A short warm-up does the same job: the frozen policy collects
 --warmup-steps transitions, and then SAC, with many critics and several updates per step, fine-tunes
-on nothing but these and what follows. With d = 1 at a true end, M critics Q_i and target critics
-Qt_i, and A entries of an action:
+on nothing but these and what follows. With d = 1 at a true end, M critics Q_i, and target critics
+Qt_i, the parts are:
 
-    offline      Cal-QL, or CQL (locomotion), as in cal_ql.py; but y's minimum is over 2 of the M
-                 critics, drawn with replacement, and the gap's mean over another 2
-    warm-up      act with samples of the policy; no update. Even with --warmup-steps 0, updates wait
-                 until there are more rows than the batches of a step draw
-    online       --utd-ratio times per step, each on a batch of its own, Qt moving each time:
-                 L_Q = mean_i E[ (y - Q_i(s, a))^2 ]
-                 y = r + gamma (1 - d) min_{i in 2 of M} Qt_i(s', n),  n ~ pi(. | s')
-                 and once per step, on all these batches together, over all M critics:
-                 L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ],  b ~ pi(. | s)
-                 L_alpha = -log(alpha) E[ log pi(b | s) - A ]
+    offline   Cal-QL, or CQL (locomotion), as in cal_ql.py; but y's minimum is over 2 of the M
+              critics, drawn with replacement, and the gap's mean over another 2
+    warm-up   act with samples of the policy; no update. Even with --warmup-steps 0, updates wait
+              until there are more rows than the batches of a step draw
+    online    --utd-ratio times per step L_Q, each on a batch of its own, Qt moving each time; then
+              once L_A, over all M critics, and L_alpha, on all these batches together:
+
+    target    y = r + gamma (1 - d) min_{i in 2 of M} Qt_i(s', n)  n ~ pi(. | s')
+    critic    L_Q = mean_i E[ (y - Q_i(s, a))^2 ]
+    actor     L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ]     b ~ pi(. | s), reparameterized
+    entropy   L_alpha = -log(alpha) E[ log pi(b | s) - A ]         the target entropy is -A, with A
+                                                                   entries of an action
 
 No entropy is in y; with --online-max-backup (mazes), y takes the best of N actions n, as offline.
 
@@ -141,8 +143,8 @@ class Args:
     cql_gap: Annotated[float, -1e6, 1e6] = 0.8  # g, see --lagrange
     num_actions: Annotated[int, 1, 100] = 10  # N, sampled actions of each kind and state
     importance_sampling: bool = True  # off: no densities; Q(s, a) joins the sampled Q
-    max_backup: bool = True  # offline: targets take the best of N next actions; off: one
-    online_max_backup: bool = False  # the same online
+    max_backup: bool = True  # targets take the best of N next actions; off: one next action
+    online_max_backup: bool = False  # what takes the place of --max-backup online
     warmup_steps: Annotated[int, 0, 10**9] = 5_000  # steps online before the first update
     utd_ratio: Annotated[int, 1, 1000] = 4  # critic updates per environment step, online
     retain_offline_ratio: Annotated[float, 0.0, 1.0] = 0.0  # online batches: share of offline data
@@ -151,8 +153,8 @@ class Args:
     infinite_horizon: bool = False  # an episode that was cut has R as if its last reward went on
 
 
-# The settings of the authors' scripts (but see deviations 3 and 5) by family, the second-to-last
-# part of a data set's id. They are defaults: a flag wins.
+# Settings by family, the second-to-last part of a data set's id. They are defaults: a flag wins.
+# Those of the authors' scripts, but see deviations 3 and 5.
 ONLINE = {"online_steps": 500_000, "checkpoint_every": 50_000}
 ANTMAZE = {"critic_layers": 4, "offline_steps": 1_000_000} | ONLINE
 ANTMAZE |= {"lagrange": True, "eval_episodes": 20}
@@ -163,8 +165,9 @@ MAZE = {"reward_scale": 10.0, "reward_bias": -5.0, "success_ends_episode": True}
 MAZE |= {"infinite_horizon": True, "online_max_backup": True}
 POINTMAZE = {"cql_alpha": 0.5, "layer_norm": True, "gamma": 0.995, "tau": 0.02}  # ours
 POINTMAZE |= {"actor_lr": 3e-4, "eval_episodes": 24}
+LOCOMOTION = {"calibrate": False, "layer_norm": True}
 PAPER_SETTINGS = {
-    **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], {"calibrate": False}),
+    **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], LOCOMOTION),
     **dict.fromkeys(["pen", "door", "hammer", "relocate"], ADROIT),
     "kitchen": KITCHEN,
     "antmaze": MAZE | ANTMAZE,
@@ -316,7 +319,7 @@ class ReplayBuffer:
 
 
 class Agent(nn.Module):
-    """The networks of WSRL (what a checkpoint holds), their optimizer and their update."""
+    """The networks (what a checkpoint holds), their optimizer and their update."""
 
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()
@@ -349,7 +352,7 @@ class Agent(nn.Module):
         return actions.reshape(*obs.shape[:-1], -1)
 
     def some_critics(self) -> torch.Tensor | None:
-        """Indices of the critics that y's minimum or the gap is taken over; None: all."""
+        """Indices of --critic-subset critics, drawn with replacement; None: all."""
         count = self.args.critic_subset
         if count == 0:
             return None
@@ -368,8 +371,7 @@ class Agent(nn.Module):
     def critic_loss(self, batch: Tensors, online: bool = False) -> tuple[torch.Tensor, Tensors]:
         """TD error of the critics, offline also their gap and the multiplier; and what to log."""
         args = self.args
-        obs, actions = batch["obs"], batch["actions"]
-        next_obs, mc_returns = batch["next_obs"], batch["mc_returns"]
+        obs, actions, next_obs = batch["obs"], batch["actions"], batch["next_obs"]
         with torch.no_grad():
             count = args.num_actions
             if online and not args.online_max_backup:
@@ -396,6 +398,7 @@ class Agent(nn.Module):
         sampled = torch.cat([uniform, current, next_actions])
         sampled_q = self.critic(obs, sampled, members=members)  # (E, 3 N, B)
         uniform_q, policy_q = sampled_q.split([args.num_actions, 2 * args.num_actions], 1)
+        mc_returns = batch["mc_returns"]
         below = policy_q < mc_returns
         if args.calibrate:
             policy_q = torch.maximum(policy_q, mc_returns)

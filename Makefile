@@ -38,4 +38,4 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check --quiet .
 
 clean:
-	rm -rf $(VENV) runs .hypothesis
+	rm -rf $(VENV) .hypothesis

@@ -11,16 +11,16 @@ a transition (s, a, r, s', d), d = 1 at a true end, target critics Qt_i, and an 
     target    Qt_i <- (1 - tau) Qt_i + tau Q_i
 
 Each loss trains the network that it is named after; what other networks say is a constant to it.
-What changes at the switch: the policy acts (a clipped sample); each step joins the data, and one
-update follows, on a batch of all; a decayed learning rate is full again. Parent: none (docs/iql.md)
+What changes at the switch: the policy acts (a clipped sample). After each step its transition joins
+the data, and one update is made, on a batch of old and new alike. A decayed learning rate is reset.
 
-Deviations from the authors' code (github.com/ikostrikov/implicit_q_learning):
+Parent: none (docs/iql.md). Deviations from the authors' code, ikostrikov/implicit_q_learning:
  1. All losses see the networks as before the step. Theirs update V first, and use the new V.
  2. Online rewards are scaled as the offline ones; the authors leave them raw on locomotion.
  3. The last transition of a timed-out episode is kept (a time limit never cuts the bootstrap).
  4. --normalize-returns takes recorded episodes; theirs looks for jumps between observations.
  5. Mazes: observations hold the goal, and episodes end at the first success, in data and task.
- 6. The actor's learning rate is constant. Theirs decays offline (pointmaze: --actor-lr-decay).
+ 6. The actor's learning rate decays in pointmaze only (--actor-lr-decay); theirs decays offline.
  7. The settings for pointmaze and ant are ours, and so are all budgets but antmaze's.
  8. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
 

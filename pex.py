@@ -19,11 +19,11 @@ a transition (s, a, r, s', d), d = 1 at a true end, target critics Qt_i, and an 
     target    Qt_i <- (1 - tau) Qt_i + tau Q_i
 
 Each loss trains the network that it is named after; what other networks say is a constant to it.
-What changes at the switch: the second policy, the gate, new optimizer moments, a decayed learning
-rate is full again; --warmup-steps steps without an update; then one update per step on batches of
-which --offline-ratio comes from the data set, the rest from interaction. The evaluation at the
-switch is that of the offline policy; those after it, up to the warm-up's end, show the composite
-before any update.
+What changes at the switch: the second policy and the gate come in. Adam's moments are new, and a
+decayed learning rate is reset. For --warmup-steps nothing is updated. Then each step has one
+update, on a batch of which --offline-ratio comes from the data set and the rest from interaction.
+The evaluation at the switch shows the offline policy; those in the warm-up show the composite as it
+is before any update.
 
 --baseline gives the comparators of the authors' code, all with the same warm-up and without a gate:
 direct (the offline policy goes on training, by IQL's losses on the batch), buffer (the same without
@@ -34,10 +34,10 @@ Parent: iql.py; `diff iql.py pex.py` is the method. Measured: docs/pex.md, with 
 curves.
 
 Deviations from the authors' code (github.com/Haichao-Zhang/PEX):
- 1. The offline phase is iql.py's, with networks, initial values and, for locomotion, the scale of
-    rewards; but for beta and the decayed learning rate. The authors do not scale. On unscaled
-    rewards our 10, for beta and for the gate, would be 3.5 on the bundled hopper/medium and 21 on
-    halfcheetah/medium.
+ 1. The offline phase is iql.py's, with its networks and initial values, but on locomotion beta is
+    10, and the actor's learning rate decays. We scale locomotion's rewards, the authors do not.
+    Beta and 1/alpha multiply values, so our 10 corresponds to 3.5 on their scale with the bundled
+    hopper/medium, and to 21 with halfcheetah/medium.
  2. All losses see the networks as before the step; theirs takes u' after the steps of V, Q and Qt.
  3. Actions are clipped to the box before they are judged, executed, stored and cloned; theirs are
     not.

@@ -447,7 +447,7 @@ def verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
 
 def told_verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
     """The verdict, and whether the plan was changed when runs had been seen."""
-    note = " (changed after runs)" if claim.changed else ""
+    note = f" ({claim.changed} after the runs)" if claim.changed else ""
     return verdict(name, experiment, claim, runs) + note
 
 

@@ -357,6 +357,7 @@ EXPERIMENTS = {"tiny": Experiment([], "", ["test/x/y-v0"], 1, "stub.py", ARMS, [
 
 def test_experiments_name_what_exists():
     for name, experiment in EXPERIMENTS.items():
+        assert "offline" not in experiment.arms, name  # the offline phase's name in tables, figures
         for command in (experiment.offline, *experiment.arms.values()):
             script, *flags = shlex.split(command)
             module = importlib.import_module(Path(script).stem)

@@ -9,11 +9,12 @@ import minari
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL, TASK, TINY, pendulum, run
+from conftest import SCRIPTS as PATHS
+from conftest import SMALL, TASK, TINY, pendulum, run
 
 import iql
 
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+SCRIPTS = [path.stem for path in PATHS]
 FAMILY = ["iql", "o3f", "pex", "jsrl_finetune"]
 CQL_FAMILY = ["cal_ql", "wsrl", "porl"]
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, SCRIPTS, TINY
 
 README = (ROOT / "README.md").read_text()
 
@@ -131,7 +131,7 @@ def test_help_shows_every_argument():
         assert flag in done.stdout
 
 
-@pytest.mark.parametrize("script", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_equations_quote_lines_of_the_script(script):
     """In the last column: lines, or the functions that hold them."""
     page, code = (ROOT / f"docs/{script.stem}.md").read_text(), script.read_text()
@@ -199,7 +199,7 @@ def test_settings_of_the_page_are_those_of_the_script(script):
 
 def test_settings_in_mazes():
     """What the tables say in a remark, or of all mazes."""
-    for path in ROOT.glob("*.py"):
+    for path in SCRIPTS:
         module = importlib.import_module(path.stem)
         for family, decays in (("antmaze", path.stem == "pex"), ("pointmaze", True)):
             args = module.parse_args(["--dataset-id", f"x/{family}/a-v0"])

@@ -12,11 +12,10 @@ import typing
 
 import pytest
 import show_diff
-from conftest import ROOT
+from conftest import ROOT, SCRIPTS
 
 import iql
 
-SCRIPTS = sorted(ROOT.glob("*.py"))
 ALLOWED = {"filelock", "gymnasium", "h5py", "minari", "numpy", "torch", "tqdm", "tyro"}
 ABOVE = {"iql.py": 360, "jsrl_finetune.py": 600}  # lines above the line, where it is not 560
 BELOW = 884  # lines that are the same in every script

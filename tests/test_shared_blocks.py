@@ -2,12 +2,12 @@
 
 import pytest
 import sync_shared
-from conftest import ROOT
+from conftest import ROOT, SCRIPTS
 
 SOURCE = (ROOT / "iql.py").read_text()
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_shared_blocks(path):
     text = path.read_text()
     for start, end in sync_shared.FENCES:
@@ -24,12 +24,14 @@ def test_sync_finds_and_mends_a_drifted_script(tmp_path, monkeypatch, capsys):
     drifted = drifted.replace("def mlp(", "def net(")
     (tmp_path / "iql.py").write_text(SOURCE)
     (tmp_path / "child.py").write_text(drifted)
+    (tmp_path / "made_by_a_user.py").write_text("print(1)\n")
     monkeypatch.setattr(sync_shared, "ROOT", tmp_path)
     assert sync_shared.main(["--check"]) == 1
     assert "child.py" in capsys.readouterr().out
     assert (tmp_path / "child.py").read_text() == drifted
     assert sync_shared.main([]) == 0
     assert (tmp_path / "child.py").read_text() == SOURCE.replace("def mlp(", "def net(")
+    assert (tmp_path / "made_by_a_user.py").read_text() == "print(1)\n"
     assert sync_shared.main(["--check"]) == 0
 
 

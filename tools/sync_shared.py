@@ -44,6 +44,8 @@ def main(argv: list[str]) -> int:
     source, stale = (ROOT / "iql.py").read_text(), []
     for path in sorted(ROOT.glob("*.py")):
         text = path.read_text()
+        if FENCES[-1][0] not in text:
+            continue  # a file of a user's own
         if synced(text, source) != text:
             stale.append(path.name)
             if "--check" not in argv:

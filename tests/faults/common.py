@@ -20,11 +20,12 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
-from conftest import ROOT, SMALL, TINY, pendulum, run
+from conftest import SCRIPTS as PATHS
+from conftest import SMALL, TINY, pendulum, run
 
 DATASET = "test/pendulum/random-v0"
 DATA = ["--dataset-id", DATASET]
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+SCRIPTS = [path.stem for path in PATHS]
 CACHE = Path(tempfile.mkdtemp())  # a data set and stopped runs are made once and copied
 OWNER = os.getpid()
 

@@ -86,7 +86,7 @@ WSRL_OFFLINE = f"wsrl.py {CQL} --num-critics 5 --offline-steps 6000 --eval-every
 WSRL_OFFLINE += " --eval-episodes 20"  # the score at the switch is the mean of the last five
 PORL = f"porl.py {CQL} --num-critics 5 --eval-episodes 20 --online-steps"
 LAPO = "o3f_lapo.py --batch-size 128"
-LAPO_ONLINE = f"{LAPO} --online-steps 6000 --eval-every 1500 --exploration"
+LAPO_ONLINE = f"{LAPO} --online-steps 1000 --eval-every 250 --exploration"
 SHORT = "--online-steps 10000 --eval-every 1000"
 OWN = f"--offline-steps 10000 {SHORT}"  # an offline phase of its own
 
@@ -429,9 +429,9 @@ EXPERIMENTS = {
             ),
         ],
         precondition="20 to 80 % success at the switch",
-        datasets=[MAZE],
+        datasets=[UMAZE],
         seeds=5,
-        offline=f"{LAPO} --offline-steps 20000 --eval-every 500",
+        offline=f"{LAPO} --offline-steps 3000 --eval-every 500",
         arms={name: f"{LAPO_ONLINE} {name}" for name in ("o3f", "noise", "plain")},
         pairs=[("o3f", "plain")],
     ),

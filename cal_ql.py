@@ -1367,7 +1367,7 @@ def resumed_args(argv: list[str], path: str) -> Args:
 
 def parse_args(argv: list[str]) -> Args:
     """Flags win over the family's PAPER_SETTINGS, and these over the defaults."""
-    args = read_flags(Args, args=argv, description=__doc__)
+    args = read_flags(Args, args=argv, description=f"{__doc__}\nDefaults without PAPER_SETTINGS:")
     if args.resume is not None:
         return resumed_args(argv, args.resume)
     family, *name = args.dataset_id.split("/")[-2:]

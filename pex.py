@@ -35,9 +35,9 @@ curves.
 
 Deviations from the authors' code (github.com/Haichao-Zhang/PEX):
  1. The offline phase is iql.py's, with its networks and initial values, but on locomotion beta is
-    10, and the actor's learning rate decays. We scale locomotion's rewards, the authors do not.
-    Beta and 1/alpha multiply values, so our 10 corresponds to 3.5 on their scale with the bundled
-    hopper/medium, and to 21 with halfcheetah/medium.
+    10, and there and in antmaze the actor's learning rate decays. We scale locomotion's rewards;
+    the authors do not. Beta and 1/alpha multiply values, so our 10 corresponds to 3.5 on their
+    scale with the bundled hopper/medium, and to 21 with halfcheetah/medium.
  2. All losses see the networks as before the step; theirs takes u' after the steps of V, Q and Qt.
  3. Actions are clipped to the box before they are judged, executed, stored and cloned; theirs are
     not.
@@ -49,7 +49,7 @@ Deviations from the authors' code (github.com/Haichao-Zhang/PEX):
  7. Of iql.py's deviations, 3, 5 and 8 hold here, too.
 
     python pex.py                                              # bundled hopper data
-    python pex.py --offline-checkpoint runs/NAME/offline.pt    # of pex.py, or iql.py with its beta
+    python pex.py --offline-checkpoint runs/NAME/offline.pt    # of pex.py, or iql.py: docs/pex.md
     python pex.py --baseline direct --offline-checkpoint runs/NAME/offline.pt
 """
 
@@ -1297,7 +1297,7 @@ def resumed_args(argv: list[str], path: str) -> Args:
 
 def parse_args(argv: list[str]) -> Args:
     """Flags win over the family's PAPER_SETTINGS, and these over the defaults."""
-    args = read_flags(Args, args=argv, description=__doc__)
+    args = read_flags(Args, args=argv, description=f"{__doc__}\nDefaults without PAPER_SETTINGS:")
     if args.resume is not None:
         return resumed_args(argv, args.resume)
     family, *name = args.dataset_id.split("/")[-2:]

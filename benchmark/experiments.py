@@ -358,7 +358,7 @@ EXPERIMENTS = {
                 paper="TD3-C: abstract; no number could be read",
                 pair=("td3c-online_only", "td3-online_only"),
                 measure="lowest_of_switch",
-                changed="narrowed",
+                changed="narrowed, and precondition read otherwise,",
             ),
         ],
         precondition="the offline score is within 10 of the data's (42.3)",

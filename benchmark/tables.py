@@ -416,6 +416,8 @@ def verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
             lost = list(difference(numbers, claim.control).values())
             if statistics.fmean(lost) - plot.interval(lost) <= 0:
                 continue
+        if claim.pair[1] and not any(values):  # the arms are the same, on every seed
+            continue
         testable.append(dataset)
         mean, width = statistics.fmean(values), plot.interval(values)
         if mean - width > claim.margin:
@@ -582,7 +584,10 @@ def costs_table() -> list[str]:
         lender = read(experiment.shares) if experiment.shares else {}
         for key, seeds in read(name).items():
             counted = lender.get(key, {}) if key[1] == "offline" else {}
-            found += [run for seed, run in seeds.items() if run.machine and seed not in counted]
+            for seed, run in seeds.items():
+                same = seed in counted and counted[seed].seconds == run.seconds
+                if run.machine and not same:
+                    found.append(run)
         if found:
             hours = sum(run.seconds for run in found) / 3600
             machines = ", ".join(sorted({run.machine for run in found}))

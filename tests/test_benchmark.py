@@ -808,6 +808,8 @@ def test_verdicts():
     assert claim(below, above, holds="d") == "refuted here (testable on d only)"
     assert claim([-9.0, 2.0, 2.0, 2.0]) == "not shown"  # a mean below 0, an interval around it
     assert claim([5.0, 6.0, 7.0, 6.0], margin=20.0) == "refuted here"
+    assert claim([0.0, 0.0, 0.0, 0.0]) == "not testable here"  # the arms are the same
+    assert claim([0.0, 0.0, 0.0, 0.1]) == "not shown"
     assert claim([5.0, 40.0, 7.0, 6.0], margin=20.0) == "not shown"
 
 
@@ -985,12 +987,14 @@ def test_arms_of_a_seed_began_with_one_policy():
 def test_costs_count_a_shared_offline_phase_once(monkeypatch):
     first = {("d", "offline"): {0: tables.Run(seconds=3600.0, machine="m")}}
     second = {("d", "offline"): {0: tables.Run(seconds=3600.0, machine="m")}}
-    second["e", "offline"] = {0: tables.Run(seconds=7200.0, machine="m")}
+    second["e", "offline"] = {0: tables.Run(seconds=3600.0, machine="m")}
+    second["d", "offline"][1] = tables.Run(seconds=3600.0, machine="m")
+    first["d", "offline"][1] = tables.Run(seconds=3599.0, machine="m")  # made again elsewhere
     lends = dataclasses.replace(EXPERIMENTS["jsrl-gate"])
     takes = dataclasses.replace(lends, shares="lends")
     monkeypatch.setattr(tables, "EXPERIMENTS", {"lends": lends, "takes": takes})
     monkeypatch.setattr(tables, "read", {"lends": first, "takes": second}.get)
-    rows = ["| lends | 1 | 1.0 | m |", "| takes | 1 | 2.0 | m |"]
+    rows = ["| lends | 2 | 2.0 | m |", "| takes | 2 | 2.0 | m |"]
     assert tables.costs_table()[2:] == rows
 
 

@@ -360,8 +360,10 @@ def execute(job: Job, threads: int, here: str) -> int:
     if status == 0 and not job.complete:
         script, *flags = shlex.split(job.probe)
         command = [str(ROOT / script), str(job.folder / "offline.pt"), *flags]
-        command += ["--out", str(job.folder / "probe.json")]
-        status = run_python(command, job, threads, here)
+        found = job.folder / "probe.tmp"
+        status = run_python([*command, "--out", str(found)], job, threads, here)
+        if status == 0:
+            found.replace(job.folder / "probe.json")  # a torn file would count as complete
     return status
 
 

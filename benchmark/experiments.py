@@ -266,7 +266,7 @@ EXPERIMENTS = {
                 pair=("warm", "retain"),
                 measure="mean_while_learning",
                 margin=-5.0,
-                control=("retain", "cold"),  # data would help one that has no warm-up
+                control=("retain", "cold"),  # retain has the warm-up, too
                 changed="control added",
             ),
             Claim(

@@ -170,6 +170,8 @@ def test_the_diff_counts_every_line_of_code():
 
 
 def test_every_script_has_its_page_and_its_rows():
+    linked = re.findall(r"^\| \[`(\w+\.py)`\]", (ROOT / "README.md").read_text(), re.M)
+    assert sorted(linked) == [path.name for path in SCRIPTS]  # none has lost its line
     for path in SCRIPTS:
         keys = importlib.import_module(path.stem).KEYS
         assert (ROOT / "docs" / f"{path.stem}.md").exists(), (

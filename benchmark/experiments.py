@@ -423,7 +423,7 @@ EXPERIMENTS = {
         claims=[
             Claim(
                 "with LAPO the search beats noise of the same size",
-                paper="O3F: antmaze-large-diverse +28 %, halfcheetah-medium +58 % (LAPO)",
+                paper="O3F: antmaze-large-diverse +28 % (LAPO)",
                 pair=("o3f", "noise"),
                 measure="training_success",
             ),
@@ -434,6 +434,26 @@ EXPERIMENTS = {
         offline=f"{LAPO} --offline-steps 3000 --eval-every 500",
         arms={name: f"{LAPO_ONLINE} {name}" for name in ("o3f", "noise", "plain")},
         pairs=[("o3f", "plain")],
+    ),
+    "lapo-locomotion": Experiment(
+        claims=[
+            Claim(
+                "with LAPO the search beats noise of the same size, in locomotion",
+                paper="O3F: halfcheetah-medium +58 % (LAPO)",
+                pair=("o3f", "noise"),
+                measure="training_return",
+            ),
+        ],
+        precondition="with critics frozen at the switch, the search beats noise (interval above 0)",
+        datasets=["o2o/halfcheetah/medium-v0"],
+        seeds=5,
+        offline=f"{LAPO} --offline-steps 20000 --eval-every 2000",
+        arms={
+            name: f"{LAPO} --online-steps 5000 --eval-every 1000 --exploration {name}"
+            for name in ("o3f", "noise", "plain")
+        },
+        pairs=[("o3f", "plain")],
+        probe="benchmark/inspect_search.py --sigma 0.2 --episodes 20",
     ),
     "comparison": Experiment(
         claims=[],

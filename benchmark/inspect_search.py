@@ -1,10 +1,11 @@
-"""Does the search of o3f.py find better actions? Ask the simulator, without any update.
+"""Does the search of O3F find better actions? Ask the simulator, without any update.
 
     python benchmark/inspect_search.py runs/NAME/offline.pt --sigma 0.2
 
-The critics are those of a checkpoint of iql.py or o3f.py, the actions are the policy's own
-(plain; a sample, as in a run, or with --center its mean), the same with noise of size --sigma
-(noise), or the best of 100 such actions by the critics (o3f). Printed are:
+The critics are those of a checkpoint of iql.py, o3f.py or o3f_lapo.py, the actions are the policy's
+own (plain; a sample, as in a run, or with --center its mean; of o3f_lapo.py there is only one), the
+same with noise of size --sigma (noise), or the best of 100 such actions by the critics (o3f).
+Printed are:
 
  - the success, in mazes, or else the return of whole episodes in which every action is chosen so;
  - with --states, the advantage of one such action: from states that the policy visits, it is
@@ -28,6 +29,9 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import o3f
+import o3f_lapo
+
+Agent = o3f.Agent | o3f_lapo.Agent
 
 
 @dataclass
@@ -48,7 +52,7 @@ class Args:
     """JSON file that receives the numbers"""
 
 
-def play(agent: o3f.Agent, env: gym.Env, episodes: int) -> tuple[list[float], list[tuple]]:
+def play(agent: Agent, env: gym.Env, episodes: int) -> tuple[list[float], list[tuple]]:
     """Successes or returns of episodes, and the simulator's states that were visited."""
     values, visited = [], []
     for episode in range(episodes):
@@ -117,16 +121,20 @@ def single_actions(agent, env: gym.Env, scale: float, states: list, options: Arg
 
 def main(options: Args) -> None:
     state = o3f.load_checkpoint(options.checkpoint)
-    known = {field.name for field in dataclasses.fields(o3f.Args)}
-    trained = {name: value for name, value in state["args"].items() if name in known}
-    args = o3f.Args(**trained | {"center": options.center, "compile": False})
-    columns, ends, task, _ = o3f.load_data(args)
+    script = o3f_lapo if state["script"] == "o3f_lapo.py" else o3f
+    settings = state["args"] | {"center": options.center, "compile": False}
+    known = {field.name for field in dataclasses.fields(script.Args)}
+    args = script.Args(**{name: value for name, value in settings.items() if name in known})
+    columns, ends, task, _ = script.load_data(args)
     scale = args.reward_scale
-    if args.normalize_returns:
+    if script is o3f and args.normalize_returns:
         scale *= o3f.return_scale(columns["rewards"], ends)
-    env = o3f.make_env(task)
-    agent = o3f.Agent(state["obs_dim"], state["act_dim"], args, torch.device("cpu"))
-    agent.load_state_dict(state["agent"])
+    if script is o3f_lapo and args.normalize_rewards:
+        scale /= float(columns["rewards"].max())
+    env = script.make_env(task)
+    agent = script.Agent(state["obs_dim"], state["act_dim"], args, torch.device("cpu"))
+    own = {name: getattr(agent, name) for name in script.ONLINE_ONLY}  # not in an offline.pt
+    agent.load_state_dict(own | state["agent"])
     torch.manual_seed(0)
     arms = [("plain", 0.0)]
     arms += [(arm, sigma) for sigma in options.sigma for arm in ("noise", "o3f")]
@@ -153,5 +161,5 @@ def main(options: Args) -> None:
 
 
 if __name__ == "__main__":
-    o3f.SCRIPT = Path(__file__)  # error messages start with its name
+    o3f.SCRIPT = o3f_lapo.SCRIPT = Path(__file__)  # error messages start with its name
     main(o3f.read_flags(Args, description=__doc__))

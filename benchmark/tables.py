@@ -315,6 +315,7 @@ PRECONDITIONS = {
     "porl-init": succeed(20),
     "porl-hopper": succeed(20),
     "lapo-search": succeed(20, 80),
+    "lapo-locomotion": search_helps,
     "td3-collapse": near_the_data,
 }
 # Which arms a precondition needs; the others read the offline checkpoints alone.

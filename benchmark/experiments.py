@@ -347,7 +347,7 @@ EXPERIMENTS = {
     "porl-hopper": porl(
         "on Hopper",
         "o2o/hopper/medium-v0",
-        online="15000 --eval-every 1000",
+        online="10000 --eval-every 1000",
         offline=WSRL_LONG,
         shares="wsrl-adam",
     ),

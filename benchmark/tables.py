@@ -13,6 +13,9 @@ A table stands in a page between two comments, of which the first says what it i
     <!-- table: soak -->                      what `make soak` has tried, by fault
     <!-- table: claims -->                    every claim of experiments.py, a row each
     <!-- table: experiment o3f-maze -->       its precondition, its arms, its paired differences
+    <!-- table: looked pex-drop score_at:5500 pex -->  a measure that decides nothing, of some arms;
+                                              of two arms, their difference, too
+    <!-- table: probe o3f-maze -->            what the probe found in each offline checkpoint
     <!-- table: costs -->                     machine and hours of every experiment
     <!-- end of table -->
 
@@ -77,6 +80,8 @@ class Run:
     updated: list[int] = dataclasses.field(default_factory=list)  # evaluations online after updates
     # Of jsrl_finetune.py's training episodes: last step, length, the guide's share of it, stage.
     guided: list[tuple[int, int, float, float]] = dataclasses.field(default_factory=list)
+    # Of pex.py's training episodes: last step, length, the new policy's share of it.
+    mixed: list[tuple[int, int, float]] = dataclasses.field(default_factory=list)
     seconds: float = math.nan
     machine: str = ""
 
@@ -119,6 +124,9 @@ def read(name: str) -> Runs:
         if row.get("guide_share"):
             episode = int(row["step"]), int(row["length"]), float(row["guide_share"])
             run_of(row).guided.append((*episode, float(row.get("stage") or math.nan)))
+        if row.get("new_policy_share"):
+            share = float(row["new_policy_share"])
+            run_of(row).mixed.append((int(row["step"]), int(row["length"]), share))
     return runs
 
 
@@ -217,27 +225,110 @@ MEASURES = {
 }
 
 
+# ---- what was looked at besides, when runs had been seen: it decides nothing. What follows a
+# colon in the name is told the function, and stands in the docs for {}.
+
+
+def final_score(run: Run, arms: dict[str, Run]) -> float:
+    """Mean score in the last five evaluations."""
+    return statistics.fmean([run.scores[step] for step in sorted(run.scores)][-5:])
+
+
+def score_at(run: Run, arms: dict[str, Run], step: int) -> float:
+    """Score at step {}."""
+    return run.scores[step]
+
+
+def mean_between(run: Run, arms: dict[str, Run], first: int, last: int) -> float:
+    """Mean score over the evaluations after step {} and up to step {}."""
+    return statistics.fmean(score for step, score in run.scores.items() if first < step <= last)
+
+
+def mean_of_last(run: Run, arms: dict[str, Run], steps: int) -> float:
+    """Mean score over the evaluations of the last {} steps."""
+    first = max(run.scores) - steps
+    return statistics.fmean(score for step, score in run.scores.items() if step > first)
+
+
+def lowest_after(run: Run, arms: dict[str, Run], first: int) -> float:
+    """Lowest score of an evaluation after step {}."""
+    return min(score for step, score in run.scores.items() if step > first)
+
+
+def lowest_score(run: Run, arms: dict[str, Run]) -> float:
+    """Lowest score of an evaluation that follows an update."""
+    return min(run.scores[step] for step in run.updated)
+
+
+def first_full(run: Run, arms: dict[str, Run]) -> float:
+    """Step of the first evaluation that follows an update and has a score of 100."""
+    return min((step for step in run.updated if run.scores[step] == 100), default=math.nan)
+
+
+def new_policy_share(run: Run, arms: dict[str, Run], first: int, last: int) -> float:
+    """Share of the steps that the gate gives to the new policy, in per cent, steps {} to {}.
+
+    Of the training episodes that end there.
+    """
+    episodes = [(length, share) for step, length, share in run.mixed if first < step <= last]
+    steps = sum(length for length, _ in episodes)
+    return 100 * sum(length * share for length, share in episodes) / steps
+
+
+def last_stage(run: Run, arms: dict[str, Run]) -> float:
+    """Stage of the last training episode."""
+    return run.guided[-1][-1]
+
+
+def alone_from(run: Run, arms: dict[str, Run]) -> float:
+    """Step at which the first training episode of stage 10 ends."""
+    return min((step for step, *_, stage in run.guided if stage == 10), default=math.nan)
+
+
+LOOKED_AT = {
+    function.__name__: function
+    for function in (
+        final_score,
+        score_at,
+        mean_between,
+        mean_of_last,
+        lowest_after,
+        lowest_score,
+        first_full,
+        new_policy_share,
+        last_stage,
+        alone_from,
+    )
+}
+
+
 # ---- preconditions: a sentence and whether it holds, per data set
 
 
 def probed(name: str, dataset: str) -> dict[str, dict[int, float]]:
-    """What the probe found in offline checkpoints, of planned seeds: {name: {seed: value}}."""
+    """What the probe found in offline checkpoints, of planned seeds: {name: {seed: value}}.
+
+    Success is in per cent.
+    """
+    percent = PRECONDITIONS[name] is search_helps and "pointmaze" in dataset
     found: dict[str, dict[int, float]] = {}
     for row in read_table(RESULTS / f"{name}_probe.csv"):
         if row["dataset"] == dataset and int(row["seed"]) < EXPERIMENTS[name].seeds:
-            found.setdefault(row["name"], {})[int(row["seed"])] = float(row["value"])
+            value = float(row["value"]) * (100 if percent else 1)
+            found.setdefault(row["name"], {})[int(row["seed"])] = value
     return found
+
+
+def search_and_noise(found: dict[str, dict[int, float]]) -> tuple[str, str]:
+    """Of what inspect_search.py has played, those two."""
+    return tuple(next(arm for arm in found if arm.startswith(kind)) for kind in ("o3f", "noise"))
 
 
 def search_helps(name: str, dataset: str, runs: Runs) -> tuple[str, bool]:
     """With frozen critics: whole episodes by the search against equal noise."""
     found = probed(name, dataset)
-    search, noise = (
-        next(arm for arm in found if arm.startswith(kind)) for kind in ("o3f", "noise")
-    )
-    factor = 100 if "pointmaze" in dataset else 1
-    means = [f"{arm}: {factor * statistics.fmean(by.values()):.0f}" for arm, by in found.items()]
-    gains = [factor * gain for gain in plot.paired(found[search], found[noise]).values()]
+    means = [f"{arm}: {statistics.fmean(by.values()):.0f}" for arm, by in found.items()]
+    gains = list(difference(found, search_and_noise(found)).values())
     words = f"frozen critics: {', '.join(means)}; search − noise: {with_interval(gains, '+')}"
     return words, statistics.fmean(gains) - plot.interval(gains) > 0
 
@@ -347,23 +438,27 @@ def precondition(
 
 
 def measured(
-    experiment: Experiment, runs: Runs, dataset: str, measure: str
+    experiment: Experiment, runs: Runs, dataset: str, measure: str, arms: tuple[str, ...] = ()
 ) -> dict[str, dict[int, float]]:
-    """A measure of every run online, of the planned seeds: {arm: {seed: number}}."""
+    """A measure of the runs online (of all arms), of the planned seeds: {arm: {seed: number}}."""
     found: dict[str, dict[int, float]] = {}
-    for arm in experiment.arms:
+    for arm in arms or experiment.arms:
         for seed, run in sorted(runs.get((dataset, arm), {}).items()):
             known = [*experiment.arms, "offline"]
-            arms = {other: runs.get((dataset, other), {}).get(seed) for other in known}
-            complete = run.scores and None not in arms.values()  # seeds that have every arm
+            alike = {other: runs.get((dataset, other), {}).get(seed) for other in known}
+            complete = run.scores and None not in alike.values()  # seeds that have every arm
             if complete and seed < experiment.seeds:
-                found.setdefault(arm, {})[seed] = MEASURES[measure](run, arms)
+                function, *numbers = measure.split(":")
+                value = (MEASURES | LOOKED_AT)[function](run, alike, *map(int, numbers))
+                found.setdefault(arm, {})[seed] = value
     return found
 
 
 def words_of(measure: str) -> str:
     """What a measure is, from its docstring."""
-    words = MEASURES[measure].__doc__.partition("\n")[0].removesuffix(".")
+    function, *numbers = measure.split(":")
+    words = (MEASURES | LOOKED_AT)[function].__doc__.partition("\n")[0].removesuffix(".")
+    words = words.format(*(f"{int(number):,}" for number in numbers))
     return words[0].lower() + words[1:]
 
 
@@ -380,14 +475,41 @@ def difference(numbers: dict[str, dict[int, float]], pair: tuple[str, str]) -> d
     return plot.paired(numbers.get(first, {}), numbers.get(second, {}))
 
 
+def cell(value: float, sign: str = "", like: float = 0.0) -> str:
+    """A number with one decimal; with none if it or `like` is 1,000 or more. "-" for nan."""
+    if math.isnan(value):
+        return "-"
+    digits = 0 if max(abs(value), abs(like)) >= 1000 else 1
+    return f"{value:{sign},.{digits}f}"
+
+
 def with_interval(values: list[float], sign: str = "") -> str:
     """Mean and 95 % t interval."""
-    if not values:
+    if not values or any(math.isnan(value) for value in values):
         return "-"
     mean, width = statistics.fmean(values), plot.interval(values)
     if math.isnan(width):
-        return f"{mean:{sign}.1f}"
-    return f"{mean:{sign}.1f} ({mean - width:{sign}.1f} to {mean + width:{sign}.1f})"
+        return cell(mean, sign)
+    low, high = cell(mean - width, sign, like=mean), cell(mean + width, sign, like=mean)
+    return f"{cell(mean, sign)} ({low} to {high})"
+
+
+def table_rows(
+    dataset: str, numbers: dict[str, dict[int, float]], pairs: list[tuple[str, str]]
+) -> list[str]:
+    """A measure's rows: arms, and the differences of pairs, with a column per seed."""
+    seeds = " | ".join(f"s{seed}" for seed in next(iter(numbers.values())))
+    lines = [f"| {dataset} | mean (95 % interval) | {seeds} |"]
+    lines.append(f"|{'---|' * (seeds.count('|') + 3)}")
+    for arm, by_seed in numbers.items():
+        each = " | ".join(cell(value) for value in by_seed.values())
+        lines.append(f"| {arm} | {with_interval(list(by_seed.values()))} | {each} |")
+    for pair in pairs:
+        values = difference(numbers, pair)
+        each = " | ".join(cell(value, "+") for value in values.values())
+        interval = with_interval(list(values.values()), "+")
+        lines.append(f"| **{name_of(pair)}** | {interval} | {each} |")
+    return lines
 
 
 def effect(experiment: Experiment, claim: Claim, runs: Runs, dataset: str) -> list[float]:
@@ -478,21 +600,32 @@ def experiment_table(name: str) -> list[str]:
                 if claim.control is not None and claim.measure == measure:
                     pairs.append(claim.control)
             numbers = measured(experiment, runs, dataset, measure)
-            seeds = " | ".join(f"s{seed}" for seed in next(iter(numbers.values())))
             lines += [f"Measured: {words_of(measure)}.", ""]
-            lines.append(f"| {dataset} | mean (95 % interval) | {seeds} |")
-            lines.append(f"|{'---|' * (seeds.count('|') + 3)}")
-            for arm in arms:
-                each = " | ".join(f"{value:.1f}" for value in numbers[arm].values())
-                lines.append(f"| {arm} | {with_interval(list(numbers[arm].values()))} | {each} |")
-            for pair in pairs:
-                if not pair[1]:  # the arm itself: its row stands above
-                    continue
-                values = difference(numbers, pair)
-                each = " | ".join(f"{value:+.1f}" for value in values.values())
-                interval = with_interval(list(values.values()), "+")
-                lines.append(f"| **{name_of(pair)}** | {interval} | {each} |")
+            pairs = [pair for pair in pairs if pair[1]]  # else the arm itself: it has a row
+            lines += table_rows(dataset, {arm: numbers[arm] for arm in arms}, pairs)
             lines.append("")
+    return lines[:-1]
+
+
+def looked_table(name: str, measure: str, *arms: str) -> list[str]:
+    """A measure that was looked at when runs had been seen; of two arms, their difference, too."""
+    experiment, runs = EXPERIMENTS[name], read(name)
+    lines = [f"Looked at afterwards: {words_of(measure)}.", ""]
+    for dataset in experiment.datasets:
+        numbers = measured(experiment, runs, dataset, measure, arms)
+        if numbers:
+            lines += [*table_rows(dataset, numbers, [arms] if len(arms) == 2 else []), ""]
+    return lines[:-1]
+
+
+def probe_table(name: str) -> list[str]:
+    """What the probe of search_helps() found with each seed's frozen critics."""
+    lines = ["Frozen critics, seed by seed:", ""]
+    for dataset in EXPERIMENTS[name].datasets:
+        found = probed(name, dataset)
+        if found:
+            search, noise = search_and_noise(found)
+            lines += [*table_rows(dataset, found, [(search, noise)]), ""]
     return lines[:-1]
 
 
@@ -713,6 +846,7 @@ def table(words: str) -> list[str]:
     makers |= {"last-ten": last_ten_table, "soak": soak_table}
     makers |= {"losses": losses_table, "speed": speed_table, "comparison": comparison_table}
     makers |= {"costs": costs_table, "experiment": experiment_table, "lapo-values": lapo_table}
+    makers |= {"looked": looked_table, "probe": probe_table}
     return makers[kind](*rest)
 
 
@@ -722,20 +856,35 @@ def table(words: str) -> list[str]:
 def untraced(page: str) -> list[str]:
     """Numbers that stand neither in a table made here nor in a command: of a page's results.
 
-    Results are what follows "## Measured", and the lines "Here" and "Cost" at the top.
-
-    A number of the text may be a rounded one of a table. Counts up to 20 need no source.
+    Results are what follows "## Measured", and the lines "Here" and "Cost" at the top. Of
+    evidence.md they are every section that is named after an experiment, with its own tables; there
+    the numbers of the experiment's entry are known, too.
     """
     _, _, text = page.partition("\n## Measured\n")
     text += "".join(re.findall(r"^- \*\*(?:Here|Cost):\*\*.*?(?=\n- |\n\n)", page, RESULTS_AT_TOP))
-    tables = "\n".join(found[0] for found in BLOCK.finditer(page))
-    commands = "\n".join(CODE.findall(page))
+    found = unknown_numbers(text, page)
+    for section in re.split(r"^## ", page, flags=re.MULTILINE):
+        name = section.partition("\n")[0]
+        if name in EXPERIMENTS:
+            words = unknown_numbers(section, f"{section}`{EXPERIMENTS[name]}`")
+            found += [f"{word} ({name})" for word in words]
+    return found
+
+
+def unknown_numbers(text: str, source: str) -> list[str]:
+    """Numbers of a text that stand in no table and no code of its source.
+
+    A number of the text may be a rounded one of a table. Counts up to 20 need no source, nor does
+    100, of per cent.
+    """
+    tables = "\n".join(found[0] for found in BLOCK.finditer(source))
+    commands = "\n".join(CODE.findall(source))
     known = [abs(number_of(word)) for word in NUMBER.findall(tables)]
     known += [abs(number_of(word)) for word in NUMBER.findall(commands)]
     found = []
     for word in NUMBER.findall(CODE.sub("", VERSIONS.sub("", BLOCK.sub("", text)))):
         number, digits = abs(number_of(word)), len(word.partition(".")[2])
-        small = number <= 20 and digits == 0
+        small = (number <= 20 or number == 100) and digits == 0
         if not small and all(round(value, digits) != number for value in known):
             found.append(word)
     return found

@@ -1050,6 +1050,56 @@ def test_numbers_in_running_text_stand_in_a_table():
     assert tables.untraced(page.replace("gains 12.3", "gains 12.4")) == ["12.4"]
 
 
+def test_numbers_of_an_experiment_stand_in_its_own_section():
+    table = "<!-- table: experiment x -->\n| a | 12.34 | 55.6 |\n<!-- end of table -->\n"
+    page = f"All 100 of 77.7.\n## jsrl-gate\n{table}In 60,000 updates, 56.\n## o3f-maze\n"
+    assert tables.untraced(page) == []  # 60,000: of the entry in experiments.py
+    assert tables.untraced(page.replace("56.", "57.")) == ["57 (jsrl-gate)"]
+    assert tables.untraced(f"{page}There 12.3, and 100 %.\n") == ["12.3 (o3f-maze)"]
+
+
+LOOKED_AT_RUN = tables.Run(
+    scores={0: 30.0, 500: 10.0, 1000: 100.0, 1500: 90.0, 2000: 100.0, 2500: 80.0},
+    updated=[1000, 1500, 2000, 2500],
+    guided=[(900, 900, 1.0, 0.0), (1000, 100, 0.5, 10.0), (2000, 1000, 0.0, 9.0)],
+    mixed=[(100, 100, 0.0), (400, 300, 0.5), (500, 100, 1.0), (900, 400, 0.0)],
+)
+
+
+@pytest.mark.parametrize(
+    "measure, value, words",
+    [
+        ("final_score", 76.0, "mean score in the last five evaluations"),
+        ("score_at:1500", 90.0, "score at step 1,500"),
+        ("mean_between:500:1500", 95.0, "evaluations after step 500 and up to step 1,500"),
+        ("mean_of_last:1000", 90.0, "of the last 1,000 steps"),
+        ("lowest_after:500", 80.0, "after step 500"),
+        ("lowest_score", 80.0, "that follows an update"),
+        ("first_full", 1000.0, "a score of 100"),
+        ("new_policy_share:100:500", 62.5, "steps 100 to 500"),
+        ("last_stage", 9.0, "of the last training episode"),
+        ("alone_from", 1000.0, "of stage 10 ends"),
+    ],
+)
+def test_what_was_looked_at(measure, value, words):
+    runs = {("d", arm): {0: LOOKED_AT_RUN} for arm in ("a", "b", "offline")}
+    experiment = Experiment([], "", ["d"], 1, "", {"a": "", "b": ""}, [])
+    numbers = tables.measured(experiment, runs, "d", measure, ("a",))
+    assert numbers == {"a": {0: pytest.approx(value)}}
+    assert tables.words_of(measure).endswith(words)
+
+
+def test_what_never_came_is_no_number():
+    never = tables.Run(scores={0: 9.0}, updated=[0], guided=[(1, 1, 1.0, 0.0)])
+    for measure in (tables.first_full, tables.alone_from):
+        assert math.isnan(measure(never, {}))
+    rows = tables.table_rows("d", {"a": {0: 1234.56, 1: math.nan}, "b": {0: 1.25, 1: 2.0}}, [])
+    assert rows[2] == "| a | - | 1,235 | - |"
+    assert rows[3].endswith("| 1.2 | 2.0 |")
+    assert tables.with_interval([1000.0, 2000.0]) == "1,500 (-4,853 to 7,853)"
+    assert tables.with_interval([1000.0, 900.0], "+") == "+950.0 (+314.7 to +1,585)"
+
+
 def test_the_docs_hold_what_the_csvs_say():
     done = subprocess.run([sys.executable, str(BENCHMARK / "tables.py"), "--check"])
     assert done.returncode == 0, "run: make tables"

@@ -76,6 +76,7 @@ class Run:
     scores: dict[int, float] = dataclasses.field(default_factory=dict)  # of the deployed policy
     learner: dict[int, float] = dataclasses.field(default_factory=dict)  # of the learner alone
     returns: list[float] = dataclasses.field(default_factory=list)  # training episodes, in order
+    ended: list[int] = dataclasses.field(default_factory=list)  # their last steps
     evaluated: dict[int, float] = dataclasses.field(default_factory=dict)  # returns, not scores
     updated: list[int] = dataclasses.field(default_factory=list)  # evaluations online after updates
     # Of jsrl_finetune.py's training episodes: last step, length, the guide's share of it, stage.
@@ -121,6 +122,7 @@ def read(name: str) -> Runs:
             run_of(row).updated.append(int(row["step"]))
     for row in read_table(RESULTS / f"{name}_training.csv"):
         run_of(row).returns.append(float(row["return"]))
+        run_of(row).ended.append(int(row["step"]))
         if row.get("guide_share"):
             episode = int(row["step"]), int(row["length"]), float(row["guide_share"])
             run_of(row).guided.append((*episode, float(row.get("stage") or math.nan)))
@@ -265,6 +267,12 @@ def first_full(run: Run, arms: dict[str, Run]) -> float:
     return min((step for step in run.updated if run.scores[step] == 100), default=math.nan)
 
 
+def return_between(run: Run, arms: dict[str, Run], first: int, last: int) -> float:
+    """Mean return of the training episodes that end after step {} and up to step {}."""
+    pairs = zip(run.ended, run.returns, strict=True)
+    return statistics.fmean(value for step, value in pairs if first < step <= last)
+
+
 def new_policy_share(run: Run, arms: dict[str, Run], first: int, last: int) -> float:
     """Share of the steps that the gate gives to the new policy, in per cent, steps {} to {}.
 
@@ -295,6 +303,7 @@ LOOKED_AT = {
         lowest_after,
         lowest_score,
         first_full,
+        return_between,
         new_policy_share,
         last_stage,
         alone_from,

@@ -1061,6 +1061,8 @@ def test_numbers_of_an_experiment_stand_in_its_own_section():
 LOOKED_AT_RUN = tables.Run(
     scores={0: 30.0, 500: 10.0, 1000: 100.0, 1500: 90.0, 2000: 100.0, 2500: 80.0},
     updated=[1000, 1500, 2000, 2500],
+    returns=[1.0, 3.0, 6.0, 9.0],
+    ended=[100, 200, 500, 501],
     guided=[(900, 900, 1.0, 0.0), (1000, 100, 0.5, 10.0), (2000, 1000, 0.0, 9.0)],
     mixed=[(100, 100, 0.0), (400, 300, 0.5), (500, 100, 1.0), (900, 400, 0.0)],
 )
@@ -1076,6 +1078,7 @@ LOOKED_AT_RUN = tables.Run(
         ("lowest_after:500", 80.0, "after step 500"),
         ("lowest_score", 80.0, "that follows an update"),
         ("first_full", 1000.0, "a score of 100"),
+        ("return_between:100:500", 4.5, "end after step 100 and up to step 500"),
         ("new_policy_share:100:500", 62.5, "steps 100 to 500"),
         ("last_stage", 9.0, "of the last training episode"),
         ("alone_from", 1000.0, "of stage 10 ends"),

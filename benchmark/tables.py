@@ -79,6 +79,7 @@ class Run:
     ended: list[int] = dataclasses.field(default_factory=list)  # their last steps
     evaluated: dict[int, float] = dataclasses.field(default_factory=dict)  # returns, not scores
     updated: list[int] = dataclasses.field(default_factory=list)  # evaluations online after updates
+    q: dict[int, float] = dataclasses.field(default_factory=dict)  # means over a batch, as logged
     # Of jsrl_finetune.py's training episodes: last step, length, the guide's share of it, stage.
     guided: list[tuple[int, int, float, float]] = dataclasses.field(default_factory=list)
     # Of pex.py's training episodes: last step, length, the new policy's share of it.
@@ -118,6 +119,8 @@ def read(name: str) -> Runs:
             if told.setdefault(arm, row["arguments"]) != row["arguments"]:
                 raise ValueError(f"{name}.csv: seeds of {arm} were run with different arguments")
     for row in read_table(RESULTS / f"{name}_losses.csv"):
+        if row["q"]:
+            run_of(row).q[int(row["step"])] = float(row["q"])
         if int(row["step"]) > 0:
             run_of(row).updated.append(int(row["step"]))
     for row in read_table(RESULTS / f"{name}_training.csv"):
@@ -273,6 +276,11 @@ def return_between(run: Run, arms: dict[str, Run], first: int, last: int) -> flo
     return statistics.fmean(value for step, value in pairs if first < step <= last)
 
 
+def q_at(run: Run, arms: dict[str, Run], step: int) -> float:
+    """Mean of Q over the batch that was logged last before step {}."""
+    return run.q[step]
+
+
 def new_policy_share(run: Run, arms: dict[str, Run], first: int, last: int) -> float:
     """Share of the steps that the gate gives to the new policy, in per cent, steps {} to {}.
 
@@ -304,6 +312,7 @@ LOOKED_AT = {
         lowest_score,
         first_full,
         return_between,
+        q_at,
         new_policy_share,
         last_stage,
         alone_from,

@@ -1063,6 +1063,7 @@ LOOKED_AT_RUN = tables.Run(
     updated=[1000, 1500, 2000, 2500],
     returns=[1.0, 3.0, 6.0, 9.0],
     ended=[100, 200, 500, 501],
+    q={2000: 7.5},
     guided=[(900, 900, 1.0, 0.0), (1000, 100, 0.5, 10.0), (2000, 1000, 0.0, 9.0)],
     mixed=[(100, 100, 0.0), (400, 300, 0.5), (500, 100, 1.0), (900, 400, 0.0)],
 )
@@ -1078,6 +1079,7 @@ LOOKED_AT_RUN = tables.Run(
         ("lowest_after:500", 80.0, "after step 500"),
         ("lowest_score", 80.0, "that follows an update"),
         ("first_full", 1000.0, "a score of 100"),
+        ("q_at:2000", 7.5, "logged last before step 2,000"),
         ("return_between:100:500", 4.5, "end after step 100 and up to step 500"),
         ("new_policy_share:100:500", 62.5, "steps 100 to 500"),
         ("last_stage", 9.0, "of the last training episode"),

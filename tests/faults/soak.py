@@ -98,8 +98,11 @@ def stop_in_write(number: int, where: str, count: int) -> None:
 
 def fork(name: str, flags: list, prepare=lambda module: None, log: str = "log") -> int:
     """The process id of `python NAME.py FLAGS`; what it says goes into a file."""
+    numbers = signal.SIGINT, signal.SIGTERM
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # they wait until the fork has its handlers
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         return pid
     status = 1
     try:
@@ -108,8 +111,9 @@ def fork(name: str, flags: list, prepare=lambda module: None, log: str = "log") 
         sys.stderr = output
         os.dup2(output.fileno(), 2)
         module = importlib.import_module(name)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             signal.signal(number, module.stop_at_once)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         prepare(module)
         module.cli([str(flag) for flag in flags])
         status = 0

@@ -463,11 +463,11 @@ def measured(
     for arm in arms or experiment.arms:
         for seed, run in sorted(runs.get((dataset, arm), {}).items()):
             known = [*experiment.arms, "offline"]
-            alike = {other: runs.get((dataset, other), {}).get(seed) for other in known}
-            complete = run.scores and None not in alike.values()  # seeds that have every arm
+            same_seed = {other: runs.get((dataset, other), {}).get(seed) for other in known}
+            complete = run.scores and None not in same_seed.values()  # seeds that have every arm
             if complete and seed < experiment.seeds:
                 function, *numbers = measure.split(":")
-                value = (MEASURES | LOOKED_AT)[function](run, alike, *map(int, numbers))
+                value = (MEASURES | LOOKED_AT)[function](run, same_seed, *map(int, numbers))
                 found.setdefault(arm, {})[seed] = value
     return found
 

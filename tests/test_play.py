@@ -107,7 +107,7 @@ GATE = ["--calibration-episodes", 3, "--min-episodes", 3, "--stages", 2, "--init
 GATE += ["--z-advance", 100, "--z-retreat", 100]
 FLAGS = {"pex": ["--warmup-steps", 10], "jsrl_finetune": GATE}
 FLAGS |= {"cal_ql": ["--hidden", 8], "wsrl": ["--hidden", 8, "--warmup-steps", 10]}
-FLAGS |= {"porl": ["--hidden", 8, "--presample-steps", 70]}
+FLAGS |= {"porl": ["--hidden", 8, "--presample-steps", 70], "o3f_lapo": ["--utd-ratio", 2]}
 
 
 @pytest.mark.parametrize("script", [path.stem for path in SCRIPTS])

@@ -294,6 +294,9 @@ def test_check_data(dataset_id):
     if "hopper" in dataset_id:  # placed at each recorded state, the simulator pays the same
         found = re.search(r"observation, every step: largest reward difference (\S+)", out)
         assert float(found[1]) < 0.1
+
+
+def test_check_data_refuses_an_unknown_id():
     assert "no Minari id" in tool(ROOT / "tools/check_data.py", "nonsense!", status=2)
     assert "no data set" in tool(ROOT / "tools/check_data.py", "non/sense-v0", status=2)
 

@@ -1165,7 +1165,9 @@ class Run:
     def finish(self) -> None:
         """Write the final latest.pt and summary.json, and print the summary."""
         last_episode = self.snapshot | {"logs": self.log_digests(self.snapshot["offsets"])}
-        self.snapshot = self.state() | {"phase": "done", "last_episode": last_episode}
+        # Without a step online, what begins at the switch has not begun.
+        last = self.state() if self.args.online_steps > 0 else self.snapshot
+        self.snapshot = last | {"phase": "done", "last_episode": last_episode}
         self.write_latest(self.snapshot)
         with open(self.dir / "eval.csv", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["policy"] == "actor"]

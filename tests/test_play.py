@@ -131,6 +131,13 @@ def test_plays_what_the_script_evaluates(script, trained, capsys):
         assert played(capsys, folder, "--episodes", 20) != contrary
 
 
+@pytest.mark.parametrize("script", ["pex", "jsrl_finetune"])
+def test_without_an_online_phase_the_offline_policy_plays(script, trained, capsys):
+    folder = trained(script, *FLAGS[script], "--online-steps", 0)
+    of_offline = played(capsys, folder / "offline.pt", "--episodes", 2)
+    assert played(capsys, folder / "latest.pt", "--episodes", 2) == of_offline
+
+
 def test_episodes_and_samples(trained, capsys):
     folder = trained()
     first = played(capsys, folder, "--episodes", 3)

@@ -108,8 +108,7 @@ def agent_of(script, args, state: dict, device: torch.device, path: Path):
 
 def deployed(script, agent, state: dict, env: gym.Env):
     """The policy that the script evaluates under eval/, and what it is."""
-    online = state.get("phase") == "online" and state.get("step") != 0
-    switched = online or state.get("phase") == "done"
+    switched = state.get("phase") in ("online", "done") and state.get("step") != 0
     if switched and getattr(agent.args, "baseline", None) == "pex":
         return agent.act_composite, "the composite of offline and new policy"
     if switched and hasattr(script, "mixture"):

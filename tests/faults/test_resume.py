@@ -447,11 +447,29 @@ def test_an_extension_can_be_interrupted_and_extended_again():
     assert_same_run(extended, longer)
 
 
-def test_an_offline_run_is_extended_by_an_online_phase():
+@pytest.mark.parametrize(
+    ("name", "begins_anew"),
+    [
+        ("iql", []),
+        ("pex", []),
+        ("jsrl_finetune", ["--init", "cold"]),
+        ("td3_c", []),
+        ("wsrl", ["--no-load-policy", "--no-load-critic"]),
+    ],
+)
+def test_an_offline_run_is_extended_by_an_online_phase(name, begins_anew):
+    """Until then its agent is the one at the switch: nothing has begun anew."""
     data()
-    extended = run(*flags_of("iql", "--run-name", "extended", "--online-steps", 0))
-    run("--resume", extended / "latest.pt", "--online-steps", 90)
-    assert_same_run(extended, run(*flags_of("iql", "--run-name", "longer")))
+    flags = flags_of(name, *begins_anew, "--offline-steps", 20, "--run-name")
+    extended = start(name, *flags, "extended", "--online-steps", 0)
+    offline, latest = (
+        torch.load(extended / file, weights_only=True) for file in ("offline.pt", "latest.pt")
+    )
+    assert latest["phase"] == "done"
+    assert all(torch.equal(x, latest["agent"][key]) for key, x in offline["agent"].items())
+    assert str(offline["optimizer"]) == str(latest["optimizer"])
+    start(name, "--resume", extended / "latest.pt", "--online-steps", 90)
+    assert_same_run(extended, start(name, *flags, "longer"))
 
 
 def test_steps_that_extend_nothing(capsys):

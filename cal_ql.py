@@ -3,11 +3,12 @@
 Paper: arXiv 2303.05479. An actor-critic that learns from fixed data overestimates actions that the
 data never tried. CQL (Kumar et al., NeurIPS 2020, arXiv 2006.04779) pushes the values of sampled
 actions down and those of the data's actions up. The learned values often end far below what the
-policy really earns. When interaction starts, any new action then looks better than the known ones,
-and the policy unlearns.
-Cal-QL stops the push at a known return: a policy action whose Q lies below R(s), the return that
-the transition's own episode reached from s, is left alone. For a transition (s, a, r, s', d), d = 1
-at a true end, critics Q_i, target critics Qt_i, and N actions of each kind:
+policy really earns. When interaction starts, even a bad action then earns more than they say of the
+good ones, and the policy turns to it.
+Cal-QL stops the push at R(s), the return that the transition's own episode reached from s: a policy
+no worse than the one that recorded the data is worth that much, so a policy action whose Q lies
+below R(s) is left alone. For a transition (s, a, r, s', d), d = 1 at a true end, critics Q_i,
+target critics Qt_i, and N actions of each kind:
 
     target    y = r + gamma (1 - d) max_k min_i Qt_i(s', n_k)      n_1 ... n_N ~ pi(. | s')
     sampled   Q_i(s, u_k),                                         u_k uniform
@@ -15,16 +16,16 @@ at a true end, critics Q_i, target critics Qt_i, and N actions of each kind:
     gap       D_i = E[ log sum exp(sampled Q - log density) - Q_i(s, a) ]
                                                                    over all 3 N, each with the
                                                                    density that it came from
-    critic    L_Q = mean_i { E[ (y - Q_i(s, a))^2 ] + w D_i }      with --lagrange: w m (D_i - g),
-                                                                   m, at first 2.72, rises while
-                                                                   mean_i D_i > g
+    critic    L_Q = mean_i { E[ (y - Q_i(s, a))^2 ] + w D_i }      with --lagrange: w m (D_i - g)
+    weight    L_m = -w m mean_i (D_i - g)                          --lagrange only: m, at first
+                                                                   2.72, rises while mean_i D_i > g
     actor     L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ]     b ~ pi(. | s), reparameterized
     entropy   L_alpha = -log(alpha) E[ log pi(b | s) - A ]         the target entropy is -A, with A
                                                                    entries of an action
 
 There is no entropy term in y. Each loss moves its own networks only; Adam takes one step on the sum
-of all, then Qt moves towards Q. --no-calibrate leaves Q as it is, without the maximum with R. With
---no-importance-sampling no density is subtracted, and Q_i(s, a) joins the sampled Q.
+of all, then Qt <- (1 - tau) Qt + tau Q. --no-calibrate leaves Q as it is, without the maximum with
+R. With --no-importance-sampling no density is subtracted, and Q_i(s, a) joins the sampled Q.
 
 What changes at the switch: nothing in the losses. The policy acts (a sample); an episode joins the
 buffer when it ends, as its returns are known then; --offline-ratio of each batch comes from the
@@ -50,7 +51,7 @@ Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
     environment. Elsewhere rewards and episodes stay as they are. The authors end an episode of
     Adroit at its success, and leave out demonstrations without one; WSRL ends one of kitchen when
     all four subtasks are done.
- 6. Without importance sampling, the constant log(3 N + 1), which WSRL subtracts, stays in the gap.
+ 6. Without importance sampling, the constant log(3 N + 1) stays in the gap.
  7. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
  8. CQL (--no-calibrate) follows the Cal-QL authors' code, too. That of CQL's own authors
     (github.com/aviralkumar2907/CQL) compares w times the gap with its threshold, starts the
@@ -127,10 +128,10 @@ class Args:
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
-    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate of target networks, each time they follow
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau online
     reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
     reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
-    success_ends_episode: bool = False  # cut episodes at the first success, in data and mazes
+    success_ends_episode: bool = False  # episodes end at the first success, in data and in mazes
     matmul_precision: Literal["highest", "medium"] = "medium"  # medium: bfloat16 (CPU), TF32 (GPU)
     compile: bool = True  # torch.compile the losses (CPU: needs a C++ compiler; GPU: CUDA graphs)
     run_dir: str = "runs"  # folder that holds the runs
@@ -184,6 +185,7 @@ PAPER_SETTINGS = {
 
 NETWORKS = "cql"  # scripts with this word and equal sizes accept each other's offline.pt
 ONLINE_ONLY = ()  # parts of the agent that begin at the switch; an offline.pt is without them
+# What an update returns; with what the run adds, the columns of metrics.csv.
 METRICS = ["td_loss", "cql_gap", "cql_weight", "bound_rate", "q", "mc_return"]
 METRICS += ["actor_loss", "alpha", "entropy"]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
@@ -531,8 +533,7 @@ LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait f
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
 SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, for data of these families that name none: those
-# of D4RL v2, measured on gym's v2 tasks.
+# Mean returns of a random policy and of an expert, of D4RL v2 on gym's v2, for data without them.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),
@@ -1254,8 +1255,7 @@ class Run:
     def finish(self) -> None:
         """Write the final latest.pt and summary.json, and print the summary."""
         last_episode = self.snapshot | {"logs": self.log_digests(self.snapshot["offsets"])}
-        # Without a step online, what begins at the switch has not begun.
-        last = self.state() if self.args.online_steps > 0 else self.snapshot
+        last = self.state() if self.args.online_steps > 0 else self.snapshot  # as at the switch
         self.snapshot = last | {"phase": "done", "last_episode": last_episode}
         self.write_latest(self.snapshot)
         with open(self.dir / "eval.csv", newline="") as file:

@@ -142,10 +142,10 @@ class Args:
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
-    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate of target networks, each time they follow
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau online
     reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
     reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
-    success_ends_episode: bool = False  # cut episodes at the first success, in data and mazes
+    success_ends_episode: bool = False  # episodes end at the first success, in data and in mazes
     matmul_precision: Literal["highest", "medium"] = "medium"  # medium: bfloat16 (CPU), TF32 (GPU)
     compile: bool = True  # torch.compile the losses (CPU: needs a C++ compiler; GPU: CUDA graphs)
     run_dir: str = "runs"  # folder that holds the runs
@@ -188,6 +188,7 @@ PAPER_SETTINGS = {
 
 NETWORKS = "lapo"  # scripts with this word and equal sizes accept each other's offline.pt
 ONLINE_ONLY = ("value_low", "value_high")  # an offline.pt is without them: the data tell them
+# What an update returns; with what the run adds, the columns of metrics.csv.
 METRICS = ["critic_loss", "value_loss", "vae_loss", "kl", "actor_loss"]
 METRICS += ["q", "v", "advantage", "good_rate"]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
@@ -424,7 +425,7 @@ class Agent(nn.Module):
         value_loss = (v - value_target).square().mean()
         metrics = {"critic_loss": critic_loss, "value_loss": value_loss}
         metrics |= {"q": q.mean(), "v": v.mean()}
-        loss = critic_loss + value_loss  # Adam treats each parameter by itself
+        loss = critic_loss + value_loss  # no parameter is in both: one step on each
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def policy_loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
@@ -449,7 +450,7 @@ class Agent(nn.Module):
 
         metrics = {"vae_loss": vae_loss, "kl": kl.mean(), "actor_loss": actor_loss}
         metrics |= {"advantage": advantage.mean(), "good_rate": is_good.float().mean()}
-        loss = vae_loss + actor_loss  # Adam treats each parameter by itself
+        loss = vae_loss + actor_loss  # no parameter is in both: one step on each
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def update(self, batches: list[Tensors]) -> Tensors:
@@ -548,8 +549,7 @@ LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait f
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
 SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, for data of these families that name none: those
-# of D4RL v2, measured on gym's v2 tasks.
+# Mean returns of a random policy and of an expert, of D4RL v2 on gym's v2, for data without them.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),
@@ -1271,8 +1271,7 @@ class Run:
     def finish(self) -> None:
         """Write the final latest.pt and summary.json, and print the summary."""
         last_episode = self.snapshot | {"logs": self.log_digests(self.snapshot["offsets"])}
-        # Without a step online, what begins at the switch has not begun.
-        last = self.state() if self.args.online_steps > 0 else self.snapshot
+        last = self.state() if self.args.online_steps > 0 else self.snapshot  # as at the switch
         self.snapshot = last | {"phase": "done", "last_episode": last_episode}
         self.write_latest(self.snapshot)
         with open(self.dir / "eval.csv", newline="") as file:

@@ -46,7 +46,8 @@ Deviations from the authors' code (github.com/Haichao-Zhang/PEX):
     pointmaze antmaze's. Those for ant and all budgets but antmaze's are ours, too.
  6. The new policy starts as in iql.py (orthogonal, gain sqrt(2)), theirs with Xavier weights;
     online rows are drawn with replacement, theirs without.
- 7. Of iql.py's deviations, 3, 5 and 8 hold here, too.
+ 7. As in iql.py: a time limit never cuts the bootstrap; in mazes observations hold the goal, and
+    episodes end at the first success; matrix products may round their inputs.
 
     python pex.py                                              # bundled hopper data
     python pex.py --offline-checkpoint runs/NAME/offline.pt    # of pex.py, or iql.py: docs/pex.md
@@ -118,10 +119,10 @@ class Args:
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
-    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate of target networks, each time they follow
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau online
     reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
     reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
-    success_ends_episode: bool = False  # cut episodes at the first success, in data and mazes
+    success_ends_episode: bool = False  # episodes end at the first success, in data and in mazes
     matmul_precision: Literal["highest", "medium"] = "medium"  # medium: bfloat16 (CPU), TF32 (GPU)
     compile: bool = True  # torch.compile the losses (CPU: needs a C++ compiler; GPU: CUDA graphs)
     run_dir: str = "runs"  # folder that holds the runs
@@ -155,11 +156,12 @@ PAPER_SETTINGS = {
     **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], LOCOMOTION),
     **dict.fromkeys(["pen", "door", "hammer", "relocate", "kitchen"], MANIPULATION),
     "antmaze": MAZE | FINE_TUNE | {"eval_every": 100_000, "eval_episodes": 100},
-    "pointmaze": MAZE | {"actor_lr_decay": True, "eval_episodes": 24},
+    "pointmaze": MAZE | {"eval_episodes": 24},
 }
 
 NETWORKS = "iql"  # scripts with this word and equal sizes accept each other's offline.pt
 ONLINE_ONLY = ("offline_actor.",)  # parts of the agent that begin at the switch
+# What an update returns; with what the run adds, the columns of metrics.csv.
 METRICS = ["value_loss", "critic_loss", "actor_loss", "q", "v", "advantage", "weight"]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
 KEYS += ["online/episode_return", "online/episode_length"]
@@ -274,7 +276,7 @@ class Agent(nn.Module):
         super().__init__()
         self.args = args
         self.actor = Actor(obs_dim, act_dim)
-        self.offline_actor = copy.deepcopy(self.actor).requires_grad_(False)  # filled by expand()
+        self.offline_actor = copy.deepcopy(self.actor).requires_grad_(False)  # filled at the switch
         self.value = mlp(obs_dim, 1)
         self.critic = Critic(args.num_critics, obs_dim, act_dim)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -292,15 +294,15 @@ class Agent(nn.Module):
             return mean
         return (mean + log_std.exp() * torch.randn_like(mean)).clamp(-1.0, 1.0)
 
-    def expand(self) -> None:
-        """The switch: forget the moments; pex: freeze the offline policy and start a new one."""
+    def begin_online(self) -> None:
+        """The switch: Adam starts anew, and so does a policy beside the offline one, now frozen."""
         self.optimizer.state.clear()
-        if self.args.baseline == "pex":
-            self.offline_actor.load_state_dict(self.actor.state_dict())
-            new_actor = Actor(self.actor.mean[0].in_features, len(self.actor.log_std))
-            self.actor.load_state_dict(new_actor.state_dict())
-        else:  # the comparators' target critic starts anew
+        if self.args.baseline != "pex":  # theirs is one policy, and a new copy of the critic
             self.critic_target.load_state_dict(self.critic.state_dict())
+            return
+        self.offline_actor.load_state_dict(self.actor.state_dict())
+        new_actor = Actor(self.actor.mean[0].in_features, len(self.actor.log_std))
+        self.actor.load_state_dict(new_actor.state_dict())
 
     @torch.no_grad()
     def composite(
@@ -335,7 +337,7 @@ class Agent(nn.Module):
             td_target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_v
 
         v = self.value(obs).squeeze(-1)
-        u = min_q - v  # the advantage of the data's action
+        u = min_q - v  # the advantage of the batch's action
         asymmetry = torch.where(u > 0, args.expectile, 1 - args.expectile)
         value_loss = (asymmetry * u.square()).mean()
         if expanded:  # clone what the composite does in these states, not what the batch did
@@ -351,7 +353,7 @@ class Agent(nn.Module):
 
         metrics = {"value_loss": value_loss, "critic_loss": critic_loss, "actor_loss": actor_loss}
         metrics |= {"q": q.mean(), "v": v.mean(), "advantage": u.mean(), "weight": weight.mean()}
-        loss = value_loss + actor_loss + critic_loss  # Adam treats each parameter by itself
+        loss = value_loss + actor_loss + critic_loss  # no parameter is in two: one step on each
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def set_actor_lr(self, learning_rate: float) -> None:
@@ -414,7 +416,7 @@ def main(args: Args) -> None:
         run.evaluate(agent.act, eval_env)
         run.end_offline()
     if run.step == 0:  # a later checkpoint already holds both policies
-        agent.expand()
+        agent.begin_online()
     expanded = args.baseline == "pex"
     policy = agent.act_composite if expanded else agent.act
     offline_ratio = 0.0 if args.baseline == "scratch" else args.offline_ratio
@@ -423,14 +425,13 @@ def main(args: Args) -> None:
     obs, _ = env.reset(seed=run.seed("training", run.episode))
     choices = []  # of the gate, in this episode
     for step in run.steps("online"):
+        observation = torch.from_numpy(obs).to(device)
         if expanded:
-            actions, is_new = agent.composite(
-                torch.from_numpy(obs)[None].to(device), deterministic=False
-            )
+            actions, is_new = agent.composite(observation[None], deterministic=False)
             action = actions[0].cpu().numpy()
             choices.append(bool(is_new))
         else:
-            action = agent.act(torch.from_numpy(obs).to(device), deterministic=False).cpu().numpy()
+            action = agent.act(observation, deterministic=False).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
         reward = scale * float(reward) + args.reward_bias
         buffer.add(
@@ -461,8 +462,7 @@ LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait f
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
 SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, for data of these families that name none: those
-# of D4RL v2, measured on gym's v2 tasks.
+# Mean returns of a random policy and of an expert, of D4RL v2 on gym's v2, for data without them.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),
@@ -1184,8 +1184,7 @@ class Run:
     def finish(self) -> None:
         """Write the final latest.pt and summary.json, and print the summary."""
         last_episode = self.snapshot | {"logs": self.log_digests(self.snapshot["offsets"])}
-        # Without a step online, what begins at the switch has not begun.
-        last = self.state() if self.args.online_steps > 0 else self.snapshot
+        last = self.state() if self.args.online_steps > 0 else self.snapshot  # as at the switch
         self.snapshot = last | {"phase": "done", "last_episode": last_episode}
         self.write_latest(self.snapshot)
         with open(self.dir / "eval.csv", newline="") as file:

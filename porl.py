@@ -119,10 +119,10 @@ class Args:
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
-    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate of target networks, each time they follow
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau online
     reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
     reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
-    success_ends_episode: bool = False  # cut episodes at the first success, in data and mazes
+    success_ends_episode: bool = False  # episodes end at the first success, in data and in mazes
     matmul_precision: Literal["highest", "medium"] = "medium"  # medium: bfloat16 (CPU), TF32 (GPU)
     compile: bool = True  # torch.compile the losses (CPU: needs a C++ compiler; GPU: CUDA graphs)
     run_dir: str = "runs"  # folder that holds the runs
@@ -171,6 +171,7 @@ PAPER_SETTINGS = {
 
 NETWORKS = "cql"  # an offline.pt of cal_ql.py or wsrl.py fits, if sizes and rewards are equal
 ONLINE_ONLY = ("critic", "log_")  # begin at the switch; no offline.pt of this script has them
+# What an update returns; with what the run adds, the columns of metrics.csv.
 METRICS = ["bc_loss", "std", "mc_return"]
 KEYS = [f"offline/{name}" for name in METRICS]
 KEYS += ["online/td_loss", "online/q", "online/actor_loss", "online/alpha", "online/entropy"]
@@ -386,9 +387,7 @@ class Agent(nn.Module):
         args = self.args
         obs, actions, next_obs = batch["obs"], batch["actions"], batch["next_obs"]
         with torch.no_grad():
-            count = args.num_actions
-            if stage_a or not args.online_max_backup:
-                count = 1
+            count = args.num_actions if args.online_max_backup and not stage_a else 1
             # (N, B, act_dim), (N, B)
             candidates, _ = self.actor.sample(next_obs, count, floored=stage_a)
             next_q = self.critic_target(next_obs, candidates, members=self.some_critics())
@@ -541,8 +540,7 @@ LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait f
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
 SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, for data of these families that name none: those
-# of D4RL v2, measured on gym's v2 tasks.
+# Mean returns of a random policy and of an expert, of D4RL v2 on gym's v2, for data without them.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),
@@ -1264,8 +1262,7 @@ class Run:
     def finish(self) -> None:
         """Write the final latest.pt and summary.json, and print the summary."""
         last_episode = self.snapshot | {"logs": self.log_digests(self.snapshot["offsets"])}
-        # Without a step online, what begins at the switch has not begun.
-        last = self.state() if self.args.online_steps > 0 else self.snapshot
+        last = self.state() if self.args.online_steps > 0 else self.snapshot  # as at the switch
         self.snapshot = last | {"phase": "done", "last_episode": last_episode}
         self.write_latest(self.snapshot)
         with open(self.dir / "eval.csv", newline="") as file:

@@ -12,8 +12,8 @@ Qt_i, the parts are:
               critics, drawn with replacement, and the gap's mean over another 2
     warm-up   act with samples of the policy; no update. Even with --warmup-steps 0, updates wait
               until there are more rows than the batches of a step draw
-    online    --utd-ratio times per step L_Q, each on a batch of its own, Qt moving each time; then
-              once L_A, over all M critics, and L_alpha, on all these batches together:
+    online    --utd-ratio times per step L_Q, on a batch of its own, and then Qt; after these, once
+              L_A, over all M critics, and L_alpha, on all these batches together:
 
     target    y = r + gamma (1 - d) min_{i in 2 of M} Qt_i(s', n)  n ~ pi(. | s')
     critic    L_Q = mean_i E[ (y - Q_i(s, a))^2 ]
@@ -41,9 +41,12 @@ Deviations from the authors' code (github.com/zhouzypaul/wsrl):
  3. Budgets of locomotion and pointmaze: what a CPU can afford. Evaluations: ours but for antmaze's
     20 episodes.
  4. --retain-offline-ratio holds in every minibatch; theirs puts all offline rows into some of them.
- 5. Deviations 3 and 5 to 8 of cal_ql.py. Of its 2: target and gap share the draws n_k. Of its 4:
-    Adroit's settings were chosen for other rewards, and pointmaze's are ours; hammer has door's,
-    ant the other locomotion tasks'. Kitchen has Cal-QL's --infinite-horizon.
+ 5. As in cal_ql.py: target and gap share the draws n_k; a time limit never cuts the bootstrap, only
+    R; in mazes episodes end at the first success, elsewhere rewards and episodes stay as they are;
+    matrix products may round their inputs; without importance sampling, the constant log(3 N + 1),
+    which theirs subtracts, stays in the gap. Adroit's settings were chosen for other rewards,
+    pointmaze's are ours; hammer has door's, ant the other locomotion tasks'. Kitchen has Cal-QL's
+    --infinite-horizon.
  6. Their first update comes one step later.
 
     python wsrl.py                                              # bundled hopper data
@@ -116,10 +119,10 @@ class Args:
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
-    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate of target networks, each time they follow
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau online
     reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
     reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
-    success_ends_episode: bool = False  # cut episodes at the first success, in data and mazes
+    success_ends_episode: bool = False  # episodes end at the first success, in data and in mazes
     matmul_precision: Literal["highest", "medium"] = "medium"  # medium: bfloat16 (CPU), TF32 (GPU)
     compile: bool = True  # torch.compile the losses (CPU: needs a C++ compiler; GPU: CUDA graphs)
     run_dir: str = "runs"  # folder that holds the runs
@@ -176,6 +179,7 @@ PAPER_SETTINGS = {
 
 NETWORKS = "cql"  # scripts with this word and equal sizes accept each other's offline.pt
 ONLINE_ONLY = ()  # parts of the agent that begin at the switch; an offline.pt is without them
+# What an update returns; with what the run adds, the columns of metrics.csv.
 METRICS = ["td_loss", "cql_gap", "cql_weight", "bound_rate", "q", "mc_return"]
 METRICS += ["actor_loss", "alpha", "entropy"]
 KEYS = [f"offline/{name}" for name in METRICS]
@@ -373,13 +377,12 @@ class Agent(nn.Module):
         args = self.args
         obs, actions, next_obs = batch["obs"], batch["actions"], batch["next_obs"]
         with torch.no_grad():
-            count = args.num_actions
-            if online and not args.online_max_backup:
-                count = 1
+            max_backup = args.online_max_backup if online else args.max_backup
+            count = args.num_actions if max_backup or not online else 1  # offline the gap needs N
             # (N, B, act_dim), (N, B)
             next_actions, next_log_prob = self.actor.sample(next_obs, count)
             candidates = next_actions
-            if not args.max_backup and not online:
+            if not max_backup:
                 candidates = next_actions[:1]
             next_q = self.critic_target(next_obs, candidates, members=self.some_critics())
             next_v = next_q.amin(0).amax(0)  # (E, N, B) -> (B,): lowest critic, best action
@@ -561,8 +564,7 @@ LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait f
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
 SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, for data of these families that name none: those
-# of D4RL v2, measured on gym's v2 tasks.
+# Mean returns of a random policy and of an expert, of D4RL v2 on gym's v2, for data without them.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),
@@ -1284,8 +1286,7 @@ class Run:
     def finish(self) -> None:
         """Write the final latest.pt and summary.json, and print the summary."""
         last_episode = self.snapshot | {"logs": self.log_digests(self.snapshot["offsets"])}
-        # Without a step online, what begins at the switch has not begun.
-        last = self.state() if self.args.online_steps > 0 else self.snapshot
+        last = self.state() if self.args.online_steps > 0 else self.snapshot  # as at the switch
         self.snapshot = last | {"phase": "done", "last_episode": last_episode}
         self.write_latest(self.snapshot)
         with open(self.dir / "eval.csv", newline="") as file:

@@ -111,7 +111,7 @@ def test_losses_against_numpy():
     The actor is trained on the composite's.
     """
     agent, batch = make_agent(), make_batch()
-    agent.expand()
+    agent.begin_online()
     stir(agent)
     torch.manual_seed(3)
     cloned, is_new = agent.composite(batch["obs"], deterministic=False)
@@ -148,7 +148,7 @@ def test_losses_against_numpy():
 def test_gradients_after_the_switch():
     """The actor's: of weights and actions as plain numbers. Those of Q and V: as offline."""
     agent, batch = make_agent(), make_batch()
-    agent.expand()
+    agent.begin_online()
     stir(agent)
     torch.manual_seed(3)
     cloned, _ = agent.composite(batch["obs"], deterministic=False)
@@ -175,7 +175,7 @@ def test_gradients_after_the_switch():
 def test_weight_after_the_switch(advantage, weight):
     """beta = 10: exp(5) = 148.4 is clipped."""
     agent, batch = make_agent(beta=10.0), make_batch()
-    agent.expand()
+    agent.begin_online()
     agent.critic = Critic(lambda actions: torch.full((len(actions),), advantage))
     agent.critic_target = agent.critic
     for parameter in agent.value.parameters():
@@ -201,7 +201,7 @@ def test_expanding_changes_the_policies_alone():
         agent.update(batch)
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
     assert any(x["exp_avg"].any() for x in agent.optimizer.state.values())
-    agent.expand()
+    agent.begin_online()
     after = agent.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"actor", "offline_actor"}
@@ -214,7 +214,7 @@ def test_expanding_changes_the_policies_alone():
 
 def test_actor_loss_moves_the_new_policy_only():
     agent, batch = make_agent(), make_batch()
-    agent.expand()
+    agent.begin_online()
     frozen = {name: tensor.clone() for name, tensor in agent.offline_actor.state_dict().items()}
     assert not torch.equal(agent.actor.mean[0].weight, agent.offline_actor.mean[0].weight)
     for _ in range(5):
@@ -236,7 +236,7 @@ def test_actor_loss_moves_the_new_policy_only():
 
 def test_constant_critic_gives_plain_cloning():
     agent, batch = make_agent(), make_batch()
-    agent.expand()
+    agent.begin_online()
     agent.critic_target, agent.critic = (
         Critic(lambda a: torch.zeros(len(a))),
         Critic(lambda a: torch.zeros(len(a))),
@@ -254,7 +254,7 @@ def test_constant_critic_gives_plain_cloning():
 
 def test_new_policy_finds_the_action_that_the_critic_likes():
     agent, best = make_agent(learning_rate=1e-3, beta=10.0), torch.tensor([0.3, -0.4])
-    agent.expand()
+    agent.begin_online()
     q = Critic(lambda a: -((a - best) ** 2).sum(1))
     agent.critic, agent.critic_target = q, q
     optimizer, obs = (
@@ -367,7 +367,7 @@ def test_direct_goes_on_with_the_policy_and_a_fresh_target():
     before = agent.actor.mean[0].weight.clone()
     agent.update(make_batch())
     trained = agent.actor.mean[0].weight.clone()
-    agent.expand()
+    agent.begin_online()
     assert not torch.equal(before, trained)
     assert torch.equal(agent.actor.mean[0].weight, trained)
     assert all(

@@ -55,7 +55,7 @@ import tyro
 from matplotlib.backend_bases import FigureCanvasBase
 from sweep import RUN, finished, read_flags, read_run, read_table, replacing
 
-plt.style.use("tableau-colorblind10")
+plt.style.use("petroff10")  # ten colours that colour-blind readers can tell apart
 plt.rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
 plt.rcParams["svg.hashsalt"] = "o2o"  # the same curves are the same file
 FIGURES = ["offline", "final", "worst drop", "regret"]
@@ -203,6 +203,18 @@ def draw_curves(ax: plt.Axes, curves: dict[str, dict], colors: dict[str, str]) -
     ax.legend(frameon=False)
 
 
+def draw_means(ax: plt.Axes, curves: dict[str, dict], colors: dict[str, str]) -> None:
+    """One panel of many curves {name: {seed: {step: value}}}: their means alone."""
+    for name, seeds in curves.items():
+        steps = sorted(set.intersection(*(set(values) for values in seeds.values())))
+        means = [statistics.fmean(values[step] for values in seeds.values()) for step in steps]
+        ax.plot(steps, means, color=colors[name], lw=1.8, label=name)
+    ax.axvline(0, color="0.4", lw=1, ls="--")
+    ax.xaxis.set_major_formatter(tick)
+    ax.grid(alpha=0.25)
+    ax.legend(frameon=False, fontsize="small", ncols=2)
+
+
 def draw_differences(ax: plt.Axes, differences: dict[str, dict[int, float]], colors: dict) -> None:
     """One panel: a row per comparison {name: {seed: difference}}, a dot per seed."""
     for row, (name, values) in enumerate(differences.items()):
@@ -217,18 +229,33 @@ def draw_differences(ax: plt.Axes, differences: dict[str, dict[int, float]], col
     ax.grid(alpha=0.25, axis="x")
 
 
-def aggregate(scores: dict[str, np.ndarray]) -> tuple[dict, dict]:
-    """rliable's interquartile mean over runs and tasks {name: (runs, tasks)}, and its interval."""
-    from rliable import library, metrics  # takes seconds
+def bootstrap(scores: dict, statistic) -> tuple[dict, dict]:
+    """rliable's estimate of a statistic for each name, and its interval (2, 1)."""
+    from rliable import library  # takes seconds
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # rliable's way to seed the bootstrap is old
         return library.get_interval_estimates(
             scores,
-            lambda x: np.array([metrics.aggregate_iqm(x)]),
+            lambda *x: np.array([statistic(*x)]),
             reps=2000,
             random_state=np.random.RandomState(0),
         )
+
+
+def aggregate(scores: dict[str, np.ndarray]) -> tuple[dict, dict]:
+    """rliable's interquartile mean over runs and tasks {name: (runs, tasks)}, and its interval."""
+    from rliable import metrics
+
+    return bootstrap(scores, metrics.aggregate_iqm)
+
+
+def improvement(scores: dict[str, np.ndarray], base: str) -> tuple[dict, dict]:
+    """rliable's probability that a run is better than one of `base`, a mean over tasks."""
+    from rliable import metrics
+
+    pairs = {name: (x, scores[base]) for name, x in scores.items() if name != base}
+    return bootstrap(pairs, metrics.probability_of_improvement)
 
 
 def by_task(curves: dict, names: dict[tuple, str]) -> dict[str, np.ndarray]:
@@ -248,18 +275,32 @@ def by_task(curves: dict, names: dict[tuple, str]) -> dict[str, np.ndarray]:
     return complete
 
 
-def draw_aggregate(ax: plt.Axes, scores: dict[str, np.ndarray], colors: dict) -> None:
-    """One panel: a row per curve."""
-    points, intervals = aggregate(scores)
-    for row, name in enumerate(scores):
+def draw_estimates(ax: plt.Axes, points: dict, intervals: dict, colors: dict) -> None:
+    """One panel: a row per name, its estimate and interval."""
+    for row, name in enumerate(points):
         low, high = intervals[name][:, 0]
         span = {"color": colors[name], "lw": 6, "alpha": 0.5, "solid_capstyle": "butt"}
         ax.plot([low, high], [row, row], **span)
         ax.plot(points[name], [row], "k|", ms=14, mew=2)
-    ax.set_yticks(range(len(scores)), list(scores))
-    ax.set_ylim(len(scores) - 0.5, -0.5)
+    ax.set_yticks(range(len(points)), list(points))
+    ax.set_ylim(len(points) - 0.5, -0.5)
     ax.grid(alpha=0.25, axis="x")
+
+
+def draw_aggregate(ax: plt.Axes, scores: dict[str, np.ndarray], colors: dict) -> None:
+    """One panel: a row per curve."""
+    draw_estimates(ax, *aggregate(scores), colors)
     ax.set(title="all data sets (rliable)", xlabel="interquartile mean of the mean online score")
+
+
+def draw_improvement(
+    ax: plt.Axes, scores: dict[str, np.ndarray], base: str, colors: dict[str, str]
+) -> None:
+    """One panel: a row per curve but the base."""
+    draw_estimates(ax, *improvement(scores, base), colors)
+    ax.axvline(0.5, color="0.4", lw=1, ls="--")
+    words = f"probability that a run has a better mean online score than one of {base}"
+    ax.set(title="all data sets (rliable)", xlabel=words)
 
 
 def draw(curves: dict, names: dict, units: dict[str, str], base: str | None = None) -> plt.Figure:
@@ -329,9 +370,12 @@ def write_table(table: dict, names: dict, units: dict, path: Path) -> None:
                 writer.writerow([names[curve], *curve[:3], seed, units[curve[2]], *cells])
 
 
-def save(fig: plt.Figure, path: Path, form: str) -> None:
-    """Write a figure; without the date, so that the same curves are the same file."""
-    metadata = {"Date": None} if form == "svg" else None
+def save(fig: plt.Figure, path: Path, form: str, source: str = "") -> None:
+    """Write a figure; without the date, so that the same curves are the same file.
+
+    A PNG can say what it was made from.
+    """
+    metadata = {"svg": {"Date": None}, "png": {"Comment": source}}.get(form)
     fig.savefig(path, dpi=130, format=form, metadata=metadata)
 
 

@@ -1,7 +1,7 @@
 """Make the tables and figures of README.md and docs/ from the CSVs in benchmark/results/.
 
     python benchmark/tables.py            # make tables
-    python benchmark/tables.py --check    # only names the pages that differ; exit status 1 if any
+    python benchmark/tables.py --check    # only names what differs; exit status 1 if anything does
 
 A table stands in a page between two comments, of which the first says what it is made from:
 
@@ -17,6 +17,8 @@ A table stands in a page between two comments, of which the first says what it i
                                               of two arms, their difference, too
     <!-- table: probe o3f-maze -->            what the probe found in each offline checkpoint
     <!-- table: costs -->                     machine and hours of every experiment
+    <!-- table: comparison comparison -->     all methods at one budget
+    <!-- table: settings comparison -->       in which settings its arms differ
     <!-- end of table -->
 
 An experiment with two seeds or more has a figure, docs/evidence_NAME.png and .svg. The own runs of
@@ -24,6 +26,7 @@ a page are drawn into docs/NAME.png.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -34,8 +37,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import plot
 from experiments import EXPERIMENTS, Claim, Experiment, offline_tag
+from PIL import Image
 from sweep import read_flags, read_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +71,8 @@ VERSIONS = re.compile(r"PyTorch [\d.]+|\d{4}-\d\d-\d\d|\]\(.*?\)")  # and where 
 @dataclass
 class Args:
     check: bool = False
-    """write nothing; exit status 1 if a page differs from what would be written"""
+    """write nothing; exit status 1 if a page differs from what would be written, or if a figure was
+    made from other CSVs"""
 
 
 @dataclass
@@ -337,17 +343,21 @@ def probed(name: str, dataset: str) -> dict[str, dict[int, float]]:
     return found
 
 
-def search_and_noise(found: dict[str, dict[int, float]]) -> tuple[str, str]:
-    """Of what inspect_search.py has played, those two."""
-    return tuple(next(arm for arm in found if arm.startswith(kind)) for kind in ("o3f", "noise"))
+def search_against(found: dict[str, dict[int, float]]) -> list[tuple[str, str]]:
+    """Of what inspect_search.py has played: the search, beside noise and the policy's own samples.
+
+    The names hold sigma.
+    """
+    search, noise = (next(arm for arm in found if arm.startswith(k)) for k in ("o3f", "noise"))
+    return [(search, "plain"), (search, noise)]
 
 
 def search_helps(name: str, dataset: str, runs: Runs) -> tuple[str, bool]:
-    """With frozen critics: whole episodes by the search against equal noise."""
+    """With frozen critics: whole episodes by the search against the policy's own samples."""
     found = probed(name, dataset)
     means = [f"{arm}: {statistics.fmean(by.values()):.0f}" for arm, by in found.items()]
-    gains = list(difference(found, search_and_noise(found)).values())
-    words = f"frozen critics: {', '.join(means)}; search − noise: {with_interval(gains, '+')}"
+    gains = list(difference(found, search_against(found)[0]).values())
+    words = f"frozen critics: {', '.join(means)}; search − plain: {with_interval(gains, '+')}"
     return words, statistics.fmean(gains) - plot.interval(gains) > 0
 
 
@@ -589,8 +599,8 @@ def verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
 
 
 def told_verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
-    """The verdict, and whether the plan was changed when runs had been seen."""
-    note = f" ({claim.changed} after the runs)" if claim.changed else ""
+    """The verdict, and what of the plan was changed when runs had been seen."""
+    note = f" ({claim.changed})" if claim.changed else ""
     return verdict(name, experiment, claim, runs) + note
 
 
@@ -642,8 +652,7 @@ def probe_table(name: str) -> list[str]:
     for dataset in EXPERIMENTS[name].datasets:
         found = probed(name, dataset)
         if found:
-            search, noise = search_and_noise(found)
-            lines += [*table_rows(dataset, found, [(search, noise)]), ""]
+            lines += [*table_rows(dataset, found, search_against(found)), ""]
     return lines[:-1]
 
 
@@ -660,6 +669,13 @@ def effects_of(experiment: Experiment, claim: Claim, runs: Runs) -> str:
     return "<br>".join(effects) or "-"
 
 
+def most_seeds(experiment: Experiment, runs: Runs) -> int:
+    """On how many seeds the first claim has been measured, on the data set with the most."""
+    claims = experiment.claims[:1]
+    seeds = [len(effect(experiment, c, runs, d)) for c in claims for d in experiment.datasets]
+    return max(seeds, default=0)
+
+
 def asked_of(claim: Claim) -> str:
     """What must lie above what, for a claim to be shown."""
     return f"{name_of(claim.pair)} above {claim.margin:.0f}"
@@ -668,16 +684,21 @@ def asked_of(claim: Claim) -> str:
 def claims_table() -> list[str]:
     """One row per claim."""
     titles = ["claim", "the paper's", "measured", "asked for", "precondition"]
-    titles += ["effect (95 % interval)", "verdict", "command"]
+    titles += ["effect (95 % interval)", "verdict", "figure", "command"]
     lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
     for name, experiment in EXPERIMENTS.items():
         runs = read(name)
+        drawn = most_seeds(experiment, runs) > 1
         for claim in experiment.claims:
             cells = [f"[{claim.text}](#{name})", claim.paper, words_of(claim.measure)]
             cells += [asked_of(claim), experiment.precondition]
             cells.append(effects_of(experiment, claim, runs))
             cells.append(told_verdict(name, experiment, claim, runs))
-            cells.append(f"`python benchmark/sweep.py {name}`")
+            cells.append(f"[figure](evidence_{name}.png)" if drawn else "-")
+            command = f"`python benchmark/sweep.py {name}`"
+            if experiment.full:
+                command += f"<br>at the paper's budget: `{experiment.full}`"
+            cells.append(command)
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -697,35 +718,104 @@ def verdicts_table() -> list[str]:
     return lines
 
 
+def compared(command: str, run: Run, first: Run, data: dict) -> dict[str, float]:
+    """Scores of a run whose offline phase is that of `first`, by column; NaN where it has none.
+
+    A run without an online phase is read as the others are: its last 15,000 updates in their place.
+    """
+    scores, before = run.scores, first.scores
+    if "--online-steps 0" in command:
+        before = scores = {step + 15_000: score for step, score in run.scores.items()}
+    online = [score for step, score in sorted(scores.items()) if step > 0]
+    late = [score for step, score in scores.items() if step > 5000]
+    low, high = data["ref_min_score"], data["ref_max_score"]
+    acting = statistics.fmean(run.returns) if run.returns else math.nan
+    return {
+        "at the switch": at_switch(before),
+        "mean online": statistics.fmean(online),
+        "after step 5,000": statistics.fmean(late),
+        "at the end": statistics.fmean(online[-3:]),  # a single one says little
+        "while acting": 100 * (acting - low) / (high - low),
+        "minutes": (run.seconds + (0 if run is first else first.seconds)) / 60,
+    }
+
+
+def comparison(name: str, dataset: str) -> dict[str, list[dict[str, float]]]:
+    """The columns of compared() of every seed of every arm that has been run: {arm: [columns]}."""
+    experiment, runs = EXPERIMENTS[name], read(name)
+    data = json.loads((ROOT / "datasets" / dataset / "data/metadata.json").read_text())
+    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in experiment.arms}
+    for arm, command in experiment.arms.items():
+        for seed, run in sorted(runs.get((dataset, arm), {}).items()):
+            if run.scores and seed < experiment.seeds:
+                own = "--offline-steps" in command
+                first = run if own else runs[dataset, "offline"][seed]
+                found[arm].append(compared(command, run, first, data))
+    return found
+
+
+def complete(name: str, dataset: str) -> bool:
+    """Have all arms of a comparison all their seeds on a data set?"""
+    seeds = [len(runs) for runs in comparison(name, dataset).values()]
+    return min(seeds) == EXPERIMENTS[name].seeds
+
+
 def comparison_table(name: str) -> list[str]:
     """Per data set and script: scores with intervals, and the time of one run.
 
     The offline phase is included in that time.
     """
-    experiment, runs = EXPERIMENTS[name], read(name)
     lines = []
-    for dataset in experiment.datasets:
-        lines.append(f"| {dataset} | seeds | at the switch | mean online | at the end | minutes |")
-        lines.append(f"|{'---|' * 6}")
-        for arm, command in experiment.arms.items():
-            seeds = {seed: run for seed, run in runs.get((dataset, arm), {}).items() if run.scores}
-            if not seeds:
-                lines.append(f"| {arm} | 0 | not run yet | - | - | - |")
-                continue
-            online, end, before, minutes = [], [], [], []
-            for seed, run in seeds.items():
-                own = "--offline-steps" in command
-                first = run if own else runs[dataset, "offline"][seed]
-                after = [score for step, score in sorted(run.scores.items()) if step > 0]
-                online.append(statistics.fmean(after))
-                end.append(statistics.fmean(after[-3:]))  # a single one says little
-                before.append(at_switch(first.scores))
-                minutes.append((run.seconds + (0 if own else first.seconds)) / 60)
-            cells = [with_interval(values) for values in (before, online, end)]
-            cells.append(f"{statistics.fmean(minutes):.0f}")
+    for dataset in EXPERIMENTS[name].datasets:
+        data = json.loads((ROOT / "datasets" / dataset / "data/metadata.json").read_text())
+        titles = ["at the switch", "mean online", "after step 5,000", "at the end", "while acting"]
+        titles.append("minutes")
+        lines.append(f"| {dataset} | seeds | {' | '.join(titles)} |")
+        lines.append(f"|{'---|' * (2 + len(titles))}")
+        for arm, seeds in comparison(name, dataset).items():
+            cells = ["not run yet", *["-"] * 5]
+            if seeds:
+                columns = [[columns[title] for columns in seeds] for title in titles]
+                cells = [with_interval(values) for values in columns[:-1]]
+                cells = ["-" if cell.startswith("nan") else cell for cell in cells]
+                cells.append(f"{statistics.fmean(columns[-1]):.0f}")
             lines.append(f"| {arm} | {len(seeds)} | {' | '.join(cells)} |")
-        lines.append("")
+        dashes = " | ".join(["-"] * (len(titles) - 1))
+        lines += [f"| *the data* | - | {data['o2o_behaviour_score']:.1f} | {dashes} |", ""]
     return lines[:-1]
+
+
+SETTINGS = ["hidden", "num_critics", "num_actions", "utd_ratio", "gamma", "tau", "beta"]
+SETTINGS += ["reward_scale", "reward_bias", "normalize_returns", "warmup_steps", "offline_ratio"]
+SETTINGS += ["retain_offline_ratio", "calibrate"]
+
+
+def settings_table(name: str) -> list[str]:
+    """What the arms of an experiment were told, of some settings: a column per arm.
+
+    Where they differ between data sets, a value for each, in the order of the data sets.
+    """
+    experiment = EXPERIMENTS[name]
+    told: dict[str, dict[str, dict[str, str]]] = {}  # arm -> data set -> setting -> value
+    for row in read_table(RESULTS / f"{name}.csv"):
+        arm = row["tag"].removeprefix(f"{name}-")
+        if row["arguments"] and arm in experiment.arms:
+            words = re.findall(r"--([a-z-]+)(?: ([^-\s]\S*|-\d\S*))?", row["arguments"])
+            told.setdefault(arm, {})[row["dataset"]] = dict(words)
+    if not told:
+        return ["No run yet."]
+    lines = [f"| setting | {' | '.join(told)} |", f"|{'---|' * (1 + len(told))}"]
+    for setting in SETTINGS:
+        flag, cells = setting.replace("_", "-"), []
+        for by_dataset in told.values():
+            values = []
+            for dataset in experiment.datasets:
+                words = by_dataset.get(dataset, {})
+                value = words.get(flag) or ("yes" if flag in words else None)
+                values.append(value or ("no" if f"no-{flag}" in words else "-"))
+            cells.append(values[0] if len(set(values)) == 1 else ", ".join(values))
+        lines.append(f"| `{setting}` | {' | '.join(cells)} |")
+    return lines
 
 
 def costs_table() -> list[str]:
@@ -864,7 +954,7 @@ def table(words: str) -> list[str]:
     makers |= {"last-ten": last_ten_table, "soak": soak_table}
     makers |= {"losses": losses_table, "speed": speed_table, "comparison": comparison_table}
     makers |= {"costs": costs_table, "experiment": experiment_table, "lapo-values": lapo_table}
-    makers |= {"looked": looked_table, "probe": probe_table}
+    makers |= {"looked": looked_table, "probe": probe_table, "settings": settings_table}
     return makers[kind](*rest)
 
 
@@ -915,17 +1005,53 @@ def number_of(word: str) -> float:
 # ---- figures
 
 
+def sources() -> dict[str, list[str]]:
+    """Of every figure of docs/, the CSVs that it is made from."""
+    found = {name: [file] for name, (file, _) in FIGURES.items()}
+    for name, experiment in EXPERIMENTS.items():
+        files = [f"{name}{kind}.csv" for kind in ("", "_losses", "_training")]
+        if experiment.claims:
+            if most_seeds(experiment, read(name)) > 1:
+                found[f"evidence_{name}"] = files
+        elif any(complete(name, dataset) for dataset in experiment.datasets):
+            found[name] = files
+    return found
+
+
+def check_sum(files: list[str]) -> str:
+    """One number for the contents of CSVs."""
+    paths = [RESULTS / file for file in files]
+    contents = [path.read_bytes() for path in paths if path.exists()]
+    return hashlib.sha256(b"".join(contents)).hexdigest()
+
+
+def stale(name: str, files: list[str]) -> bool:
+    """Was a figure made from other CSVs than these, or never?"""
+    path = ROOT / f"docs/{name}.png"
+    if not path.exists():
+        return True
+    with Image.open(path) as picture:
+        return picture.text.get("Comment") != check_sum(files)
+
+
+def save(fig: plt.Figure, name: str, *forms: str) -> None:
+    """Write a figure of docs/."""
+    for form in forms:
+        plot.save(fig, ROOT / f"docs/{name}.{form}", form, check_sum(sources()[name]))
+    plt.close(fig)
+
+
 def draw(name: str) -> None:
-    """Curves of an experiment and, below them, its paired differences: data sets that were run."""
+    """A row per data set that was run: the curves of all arms, and their paired differences."""
     experiment, runs = EXPERIMENTS[name], read(name)
     measure = experiment.claims[0].measure
     found = {
         dataset: measured(experiment, runs, dataset, measure) for dataset in experiment.datasets
     }
     found = {dataset: numbers for dataset, numbers in found.items() if numbers}
-    size = (6.4 * len(found), 7.2)
-    fig, axes = plt.subplots(2, len(found), figsize=size, squeeze=False, layout="constrained")
-    for column, (dataset, numbers) in enumerate(found.items()):
+    size = (11, 4.6 * len(found))
+    fig, axes = plt.subplots(len(found), 2, figsize=size, squeeze=False, layout="constrained")
+    for (left, right), (dataset, numbers) in zip(axes, found.items()):
         seeds = next(iter(numbers.values()))
         curves = {"offline": {seed: runs[dataset, "offline"][seed].scores for seed in seeds}}
         of = ""
@@ -934,37 +1060,82 @@ def draw(name: str) -> None:
             if measure == "final_learner":  # else the guide would be drawn, too
                 curves[arm] = {seed: runs[dataset, arm][seed].learner for seed in seeds}
                 of = " of the learner alone"
-        colors = {"offline": "black"} | plot.colors_of(experiment.arms)
-        ax = axes[0, column]
-        plot.draw_curves(ax, curves, colors)
-        ax.set(xlabel="gradient steps | environment steps", ylabel=f"score{of}")
-        place = {"loc": "lower center", "bbox_to_anchor": (0.3, 1.0), "ncols": 2}
-        ax.legend(**place, frameon=False, fontsize="small", title=dataset)
-        margins = {  # of the claims: a level is no difference
-            claim.pair: claim.margin
-            for claim in experiment.claims
-            if claim.measure == measure and claim.pair[1]
+        plot.draw_curves(left, curves, {"offline": "black"} | plot.colors_of(experiment.arms))
+        left.set(xlabel="gradient steps | environment steps", ylabel=f"score{of}")
+        place = {"loc": "lower center", "bbox_to_anchor": (0.4, 1.0), "ncols": 2}
+        left.legend(**place, frameon=False, fontsize="small", title=dataset)
+        draw_pairs(right, experiment, runs, dataset)
+    save(fig, f"evidence_{name}", "png", "svg")
+
+
+def draw_pairs(ax: plt.Axes, experiment: Experiment, runs: Runs, dataset: str) -> None:
+    """One panel: the differences that claims and experiment ask for, with a claim's margin."""
+    claims = [claim for claim in experiment.claims if claim.pair[1]]  # a level is no difference
+    main = experiment.claims[0].measure
+    wanted = [(claim.pair, claim.measure, claim.margin) for claim in claims]
+    wanted += [(pair, main, 0.0) for pair in experiment.pairs]
+    measures = list(dict.fromkeys(measure for _, measure, _ in wanted))
+    differences, margins = {}, []
+    for pair, measure, margin in wanted:
+        label = name_of(pair)
+        if len(measures) > 1:  # in per cent or scores, all of them
+            label = textwrap.fill(f"{label}: {words_of(measure)}", 28)
+        if label not in differences:
+            numbers = measured(experiment, runs, dataset, measure)
+            differences[label] = difference(numbers, pair)
+            margins.append(margin)
+    plot.draw_differences(ax, differences, dict.fromkeys(differences, "0.25"))
+    for row, margin in enumerate(margins):
+        if margin != 0:  # what a claim asks for
+            ax.plot([margin] * 2, [row - 0.4, row + 0.4], "k:")
+    words = f": {words_of(main)}" if len(measures) == 1 else ""
+    ax.set(xlabel=textwrap.fill(f"differences{words}", 50))
+
+
+def draw_comparison(name: str) -> None:
+    """Per data set: curves of all arms, and what each is above the first; below, all data sets."""
+    experiment, runs = EXPERIMENTS[name], read(name)
+    base, *others = experiment.arms
+    datasets = [dataset for dataset in experiment.datasets if complete(name, dataset)]
+    found = {dataset: comparison(name, dataset) for dataset in datasets}
+    together = len(found) == len(experiment.datasets)
+    rows = len(found) + together
+    fig, axes = plt.subplots(rows, 2, figsize=(11, 4.2 * rows), squeeze=False, layout="constrained")
+    colors = plot.colors_of(experiment.arms)
+    for (left, right), (dataset, arms) in zip(axes, found.items()):
+        curves = {}
+        for arm in arms:
+            own = "--offline-steps" in experiment.arms[arm]
+            shift = 15_000 if "--online-steps 0" in experiment.arms[arm] else 0
+            for seed in range(experiment.seeds):
+                run = runs[dataset, arm][seed]
+                scores = {} if own else dict(runs[dataset, "offline"][seed].scores)
+                scores |= {step + shift: score for step, score in run.scores.items()}
+                curves.setdefault(arm, {})[seed] = dict(sorted(scores.items()))
+        plot.draw_means(left, curves, colors)
+        left.set(title=dataset, xlabel="gradient steps | environment steps", ylabel="score")
+        differences = {}
+        for arm in others:
+            pairs = zip(arms[arm], arms[base])
+            gains = [one["mean online"] - other["mean online"] for one, other in pairs]
+            differences[arm] = dict(enumerate(gains))
+        plot.draw_differences(right, differences, colors)
+        right.set(xlabel=f"mean online score minus that of {base}")
+    if together:
+        scores = {
+            arm: np.array([[run["mean online"] for run in arms[arm]] for arms in found.values()]).T
+            for arm in experiment.arms
         }
-        shown = dict.fromkeys([*margins, *experiment.pairs])
-        pairs = {name_of(pair): difference(numbers, pair) for pair in shown}
-        plot.draw_differences(axes[1, column], pairs, plot.colors_of(pairs))
-        for row, margin in enumerate(margins.values()):
-            if margin != 0:  # what a claim asks for
-                axes[1, column].plot([margin] * 2, [row - 0.4, row + 0.4], "k:")
-        words = textwrap.fill(f"differences of: {words_of(measure)}", 50)
-        axes[1, column].set(xlabel=words)
-    for form in ("png", "svg"):
-        plot.save(fig, ROOT / f"docs/evidence_{name}.{form}", form)
-    plt.close(fig)
+        plot.draw_aggregate(axes[-1, 0], scores, colors)
+        plot.draw_improvement(axes[-1, 1], scores, base, colors)
+    save(fig, name, "png", "svg")
 
 
 def draw_page(name: str) -> None:
     """The figure of a script's page."""
     file, policy = FIGURES[name]
     curves, units = plot.gather((RESULTS / file,), policy)
-    fig = plot.draw(curves, plot.name_curves(list(curves)), units)
-    plot.save(fig, ROOT / f"docs/{name}.png", "png")
-    plt.close(fig)
+    save(plot.draw(curves, plot.name_curves(list(curves)), units), name, "png")
 
 
 def main(args: Args) -> None:
@@ -984,15 +1155,19 @@ def main(args: Args) -> None:
     print(f"changed: {', '.join(differing) or 'nothing'}")
     if bad:
         print("numbers that stand in no table of their page:", *bad, sep="\n  ")
+    figures = sources()
     if args.check:
-        sys.exit(bool(differing or bad))
-    for name in FIGURES:
-        draw_page(name)
-    for name, experiment in EXPERIMENTS.items():
-        runs, claims = read(name), experiment.claims[:1]
-        seeds = [len(effect(experiment, c, runs, d)) for c in claims for d in experiment.datasets]
-        if max(seeds, default=0) > 1:
-            draw(name)
+        old = [name for name, files in figures.items() if stale(name, files)]
+        if old:
+            print(f"figures that are not made from these CSVs: {', '.join(old)}")
+        sys.exit(bool(differing or bad or old))
+    for name in figures:
+        if name in FIGURES:
+            draw_page(name)
+        elif name in EXPERIMENTS:
+            draw_comparison(name)
+        else:
+            draw(name.removeprefix("evidence_"))
 
 
 if __name__ == "__main__":

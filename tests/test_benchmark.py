@@ -857,11 +857,25 @@ def test_a_precondition_is_open_until_all_seeds_are_there():
 def test_the_search_has_to_help_beyond_its_scatter(monkeypatch, search, holds):
     rows = []
     for seed, gain in enumerate(search):
-        rows += [("o3f 0.1", seed, gain + seed), ("noise 0.1", seed, seed)]
+        rows += [("o3f 0.1", seed, gain + seed), ("plain", seed, seed)]
+        rows.append(("noise 0.1", seed, 0.0 if holds else -99.0))  # does not count
     probe = [{"dataset": "d", "seed": str(seed), "name": n, "value": str(v)} for n, seed, v in rows]
     probe.append({"dataset": "e", "seed": "0", "name": "o3f 0.1", "value": "-1e9"})
     monkeypatch.setattr(tables, "read_table", lambda path: probe)
     assert tables.search_helps("o3f-maze", "d", {})[1] is holds
+
+
+def test_commands_at_the_papers_budgets_can_be_given():
+    """A shell says what they call; the scripts read it."""
+    calls = []
+    for experiment in EXPERIMENTS.values():
+        script = f'python() {{ echo "$@"; }}; {experiment.full}'
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+        calls += done.stdout.splitlines()
+    for call in calls:
+        name, *flags = call.split()
+        importlib.import_module(name.removesuffix(".py")).parse_args(flags)
+    assert len(set(calls)) == 3 * 3 + 4 + 2
 
 
 @pytest.mark.parametrize(
@@ -1018,25 +1032,114 @@ def test_table_of_speeds(monkeypatch):
     assert lines[1] == "| ours | 2.00 | 2.50 | 3.00 | 2.00 | 2.50 | 3.00 |"
 
 
-def test_table_of_a_comparison(monkeypatch):
-    """An arm's time includes the offline phase that it starts from; the end: three evaluations."""
-    runs = {("d", "offline"): {0: tables.Run(scores={0: 10.0}, seconds=60.0)}}
-    runs["d", "shared"] = {
-        0: tables.Run(scores={5: 10.0, 10: 20.0, 15: 40.0, 20: 60.0}, seconds=120.0)
-    }
-    runs["d", "own"] = {0: tables.Run(scores={0: 1.0, 5: 2.0, 10: 3.0}, seconds=60.0)}
+def small_comparison(monkeypatch, runs, datasets, arms):
     experiment = dataclasses.replace(
-        EXPERIMENTS["comparison"],
-        datasets=["d"],
-        arms={"shared": "iql.py", "own": "awac.py --offline-steps 5", "none": "pex.py"},
+        EXPERIMENTS["comparison"], datasets=datasets, arms=arms, seeds=2
     )
     monkeypatch.setitem(EXPERIMENTS, "comparison", experiment)
     monkeypatch.setattr(tables, "read", lambda name: runs)
+
+
+def test_table_of_a_comparison(monkeypatch):
+    """An arm's time includes the offline phase that it starts from; the end: three evaluations."""
+    d = "o2o/hopper/medium-v0"  # whose 0 and 100 are -20.272305 and 3234.3
+    runs = {(d, "offline"): {0: tables.Run(scores={0: 10.0}, seconds=60.0)}}
+    scores = {5: 10.0, 10: 20.0, 6000: 40.0, 6010: 60.0}
+    runs[d, "shared"] = {
+        0: tables.Run(scores=scores, seconds=120.0, returns=[3234.3, -20.272305]),
+        2: tables.Run(scores={5: 99.0}),  # not planned
+    }
+    own = {0: 1.0, 5: 2.0, 5500: 3.0}
+    runs[d, "own"] = {0: tables.Run(scores=own, seconds=60.0, returns=[3234.3])}
+    late = {-16_000: 7.0, -15_000: 9.0, -14_000: 20.0, -9_000: 30.0, 0: 40.0}
+    runs[d, "resting"] = {0: tables.Run(scores=late, seconds=600.0)}
+    arms = {"shared": "iql.py", "own": "awac.py --offline-steps 5", "none": "pex.py"}
+    arms["resting"] = "iql.py --offline-steps 9 --online-steps 0"
+    small_comparison(monkeypatch, runs, [d], arms)
     assert tables.comparison_table("comparison")[2:] == [
-        "| shared | 1 | 10.0 | 32.5 | 40.0 | 3 |",
-        "| own | 1 | 1.0 | 2.5 | 2.5 | 1 |",
-        "| none | 0 | not run yet | - | - | - |",
+        "| shared | 1 | 10.0 | 32.5 | 50.0 | 40.0 | 50.0 | 3 |",
+        "| own | 1 | 1.0 | 2.5 | 3.0 | 2.5 | 100.0 | 1 |",
+        "| none | 0 | not run yet | - | - | - | - | - |",
+        "| resting | 1 | 8.0 | 30.0 | 35.0 | 30.0 | - | 10 |",
+        "| *the data* | - | 42.3 | - | - | - | - | - |",
     ]
+
+
+def test_figure_of_a_comparison(monkeypatch):
+    """Data sets whose runs are complete; where all are, rliable's two panels, too."""
+    monkeypatch.setattr(tables, "ROOT", Path())
+    datasets, runs = ["o2o/a/b-v0", "o2o/c/d-v0"], {}
+    for dataset, level in zip(datasets, (10.0, 50.0)):
+        Path("datasets", dataset, "data").mkdir(parents=True)
+        references = {"ref_min_score": 0.0, "ref_max_score": 1.0, "o2o_behaviour_score": 5.0}
+        Path("datasets", dataset, "data/metadata.json").write_text(json.dumps(references))
+        for arm, gain in (("offline", 0.0), ("iql", 1.0), ("other", 4.0)):
+            steps = (-5, 0) if arm == "offline" else (6000, 7000)
+            runs[dataset, arm] = {
+                seed: tables.Run(scores=dict.fromkeys(steps, level + seed + gain), seconds=1.0)
+                for seed in (0, 1)
+            }
+    small_comparison(monkeypatch, runs, datasets, {"iql": "iql.py", "other": "pex.py"})
+    figures = []
+    monkeypatch.setattr(tables, "save", lambda fig, *words: figures.append((fig, words)))
+    tables.draw_comparison("comparison")
+    assert [words for _, words in figures] == [("comparison", "png", "svg")]
+    axes = figures[0][0].axes
+    assert [ax.get_title() for ax in axes] == [*(t for d in datasets for t in (d, "")), *2 * [ALL]]
+    curve = axes[0].lines[1]  # of `other`, a mean over seeds
+    assert (list(curve.get_xdata()), list(curve.get_ydata())) == (
+        [-5, 0, 6000, 7000],
+        [10.5, 10.5, 14.5, 14.5],
+    )
+    dots = axes[3].lines[0]  # what it is above iql
+    assert list(dots.get_xdata()) == [3.0, 3.0]
+    assert [line.get_xdata()[0] for line in axes[4].lines[1::2]] == [31.5, 34.5]
+    assert axes[5].lines[1].get_xdata()[0] == 1.0
+    del runs[datasets[1], "other"][1]
+    figures.clear()
+    tables.draw_comparison("comparison")
+    assert [ax.get_title() for ax in figures[0][0].axes] == [datasets[0], ""]
+    assert "comparison" in tables.sources()
+    runs.clear()
+    assert "comparison" not in tables.sources()
+
+
+def test_a_figure_from_other_csvs_is_stale(monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", Path())
+    monkeypatch.setattr(tables, "RESULTS", Path())
+    monkeypatch.setattr(tables, "sources", lambda: {"a": ["a.csv", "a_losses.csv"]})
+    Path("docs").mkdir()
+    Path("a.csv").write_text("1")
+    files = tables.sources()["a"]
+    assert tables.stale("a", files)  # it is not there
+    tables.save(plot.plt.figure(), "a", "png", "svg")
+    assert not tables.stale("a", files)
+    assert Path("docs/a.svg").exists()
+    Path("a_losses.csv").write_text("2")
+    assert tables.stale("a", files)
+
+
+ALL = "all data sets (rliable)"
+
+
+def test_table_of_settings(monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", Path())
+    small_comparison(monkeypatch, {}, ["d/a-v0", "d/b-v0"], {"iql": "", "o3f": "", "pex": ""})
+    assert tables.settings_table("comparison") == ["No run yet."]
+    rows = ["comparison-iql,d/a-v0,--beta 3 --normalize-returns --reward-bias -1"]
+    rows.append("comparison-iql,d/b-v0,--beta 10 --no-normalize-returns --reward-bias -1")
+    rows += [f"comparison-o3f,d/{x}-v0,--num-critics 5 --beta 3" for x in "ab"]
+    rows += ["comparison-o3f,d/a-v0,", "comparison-offline,d/a-v0,--beta 9"]
+    Path("comparison.csv").write_text("\n".join(["tag,dataset,arguments", *rows]) + "\n")
+    lines = tables.settings_table("comparison")
+    assert lines[0] == "| setting | iql | o3f |"
+    for line in (
+        "| `beta` | 3, 10 | 3 |",
+        "| `num_critics` | - | 5 |",
+        "| `normalize_returns` | yes, no | - |",
+        "| `reward_bias` | -1 | - |",
+    ):
+        assert line in lines
 
 
 def test_numbers_in_running_text_stand_in_a_table():

@@ -90,8 +90,8 @@ class Args:
     """CSV that receives the losses, values, ... that each run logged last before each evaluation"""
     training: Path | None = None
     """CSV that receives all training episodes online"""
-    jobs: int = 1
-    """runs at a time, without --address"""
+    jobs: int = len(os.sched_getaffinity(0))
+    """runs at a time, without --address; default: as many as there are CPUs"""
     threads: int = 1
     """CPU threads of each run (OMP_NUM_THREADS)"""
     tag: str = ""
@@ -352,8 +352,14 @@ def machine(threads: int) -> str:
     return f"{model}, {threads} of {os.cpu_count()} CPUs"
 
 
-def execute(job: Job, threads: int, here: str) -> int:
-    """In a worker: start, continue or, if it is finished, leave a run; returns its exit status."""
+def execute(job: Job, threads: int, here: str, needed: int | None) -> int | None:
+    """In a worker: start, continue or, if it is finished, leave a run; returns its exit status.
+
+    `needed`, for which Ray waits, is the status of the run that it starts from, 0 if that had been
+    finished before. After a failed one it is not begun, and has no status.
+    """
+    if needed != 0:
+        return None
     status = 0
     if not finished(job.folder):
         status = train(job, threads, here)
@@ -518,6 +524,9 @@ def overview(jobs: list[Job]) -> None:
         word = "default" if steps != steps else f"{steps:,}"
         left = hours(sum(cost(job, jobs) for job in rest))
         print(f"{tag or '-':40}{len(arm):6}{len(arm) - len(rest):10}{word:>12}  {left}")
+    rest = [job for job in jobs if not job.complete]
+    total = hours(sum(cost(job, jobs) for job in rest))
+    print(f"{'in all':40}{len(jobs):6}{len(jobs) - len(rest):10}{'':12}  {total}")
 
 
 def work(args: Args, jobs: list[Job]) -> None:
@@ -539,38 +548,29 @@ def work(args: Args, jobs: list[Job]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: asked.append(number))
     run = ray.remote(num_cpus=args.threads, max_retries=5)(execute)
-    waiting, running, failed = list(jobs), {}, []
-    done = {None}  # names of the runs that others may need
-    while waiting or running:
-        slots = int(ray.cluster_resources().get("CPU", 0)) // args.threads
-        free = [job for job in waiting if job.needs in done]  # in order
-        for job in free[: max(0, slots - len(running))]:
-            waiting.remove(job)
-            running[run.remote(job, args.threads, os.getcwd())] = job
-        ready = []
-        if running:
-            ready, _ = ray.wait(list(running), timeout=1)
-        else:
-            time.sleep(1)  # a cluster without a free CPU
+    results = {}  # name of a run -> what will be its status; offline phases come first
+    for job in jobs:
+        needed = results.get(job.needs, 0)
+        results[job.folder.name] = run.remote(job, args.threads, os.getcwd(), needed)
+    rest = dict(zip(results.values(), jobs))
+    failed = []
+    while rest:
+        ready, _ = ray.wait(list(rest), timeout=1)
         if asked:
             sys.exit(128 + asked[0])
         if not ready:
             continue
-        job = running.pop(ready[0])
+        job = rest.pop(ready[0])
         try:
-            word = f"status {ray.get(ready[0])}"
+            status = ray.get(ready[0])
+            word = "not begun" if status is None else f"status {status}"
         except ray.exceptions.RayError as error:
             word = type(error).__name__
-        if job.complete:
-            done.add(job.folder.name)
-        else:
+        if not job.complete:
             failed.append(f"{job.folder.name} ({word})")
-            for other in [other for other in waiting if other.needs == job.folder.name]:
-                waiting.remove(other)
-                failed.append(f"{other.folder.name} (not begun)")
         write_results(args, jobs)
-        rest = [*waiting, *running.values()]
-        left = hours(sum(cost(job, jobs) for job in rest) / max(1, slots))
+        slots = int(ray.cluster_resources().get("CPU", 0)) // args.threads
+        left = hours(sum(cost(job, jobs) for job in rest.values()) / max(1, slots))
         count = len(jobs) - len(rest)
         print(f"{word:9} {job.folder.name}: {count} of {len(jobs)}, {left} left", flush=True)
     if failed:

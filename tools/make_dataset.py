@@ -13,8 +13,8 @@
 
 `maze` lets a noisy PD controller wander between random cells of a PointMaze along shortest paths.
 Reward and termination belong to one fixed goal in a corner; evaluation starts in the cells farthest
-from it, and recorded episodes are too short to lead from there to the goal, so a learner has to
-stitch pieces of several episodes together.
+from it. Episodes of --episode-steps that are too short to lead from there to the goal have to be
+stitched together by the learner (o2o/pointmaze/large-v0); longer ones reach it by themselves.
 
 The dataset is written below --out in Minari's layout (HDF5, float32, gzip). Its metadata hold the
 environment, the reference scores and where they come from, the command, the seed and the score of

@@ -493,8 +493,6 @@ EXPERIMENTS = {
             " --stages 3",
             "pex": f"pex.py {OWN}",
             "o3f": f"o3f.py {OWN}",
-            "awac": f"awac.py {OWN}",
-            "td3_c": f"td3_c.py {OWN}",
             "cal_ql": f"cal_ql.py {CQL} {OWN}",
             "wsrl": f"wsrl.py {CQL} --num-critics 5 {OWN}",
         },

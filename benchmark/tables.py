@@ -51,7 +51,6 @@ FIGURES = {
     for name in (
         "awac",
         "cal_ql",
-        "demo",
         "iql",
         "iql_default",
         "jsrl_finetune",
@@ -933,17 +932,48 @@ def soak_table() -> list[str]:
     return lines
 
 
-def demo_table() -> list[str]:
-    """Success of the demo's seeds before and after the interaction."""
+def demo_curves() -> dict[str, dict[int, dict[int, float]]]:
+    """The demo's runs, and those that make as many updates on the recordings alone.
+
+    Of these, the updates after the 3,000 of the demo stand where its environment steps do.
+    """
     curves, _ = plot.gather((RESULTS / "demo.csv",), "actor")
     (seeds,) = curves.values()
-    rows = {str(seed): (values[0], values[max(values)]) for seed, values in seeds.items()}
-    rows["mean"] = tuple(statistics.fmean(column) for column in zip(*rows.values()))
-    lines = ["| seed | at the switch | after 12,000 steps | gain |"]
-    lines.append(f"|{'---|' * 4}")
-    for seed, (before, after) in rows.items():
-        lines.append(f"| {seed} | {before:.1f} | {after:.1f} | {after - before:+.1f} |")
+    found = {"with interaction": seeds}
+    curves, _ = plot.gather((RESULTS / "demo_control.csv",), "actor")
+    for curve, seeds in curves.items():
+        found[curve[1].replace("-", " ")] = {
+            seed: {step + 12_000: value for step, value in values.items()}
+            for seed, values in seeds.items()
+        }
+    return found
+
+
+def demo_table() -> list[str]:
+    """Success of the demo's seeds: at the switch, soon after it, at the end, and the controls'."""
+    demo, *controls = demo_curves().values()
+    titles = ["seed", "at the switch", "after 1,000 steps", "after 12,000 steps", "gain"]
+    titles += [f"no interaction: {name}" for name in [*demo_curves()][1:]]
+    lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
+    rows = {}
+    for seed, scores in demo.items():
+        gain = scores[12_000] - scores[0]
+        rows[str(seed)] = [scores[0], scores[1000], scores[12_000], gain]
+        rows[str(seed)] += [control[seed][12_000] for control in controls]
+    rows["mean"] = [statistics.fmean(column) for column in zip(*rows.values())]
+    for seed, values in rows.items():
+        cells = [f"{value:{'+' if place == 3 else ''}.1f}" for place, value in enumerate(values)]
+        lines.append(f"| {seed} | {' | '.join(cells)} |")
     return lines
+
+
+def draw_demo() -> None:
+    """The demo's curve, beside as many updates without interaction."""
+    curves = demo_curves()
+    fig, ax = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    plot.draw_curves(ax, curves, plot.colors_of(curves))
+    ax.set(xlabel="gradient steps | environment steps, or as many gradient steps", ylabel="score")
+    save(fig, "demo", "png")
 
 
 def table(words: str) -> list[str]:
@@ -1008,6 +1038,7 @@ def number_of(word: str) -> float:
 def sources() -> dict[str, list[str]]:
     """Of every figure of docs/, the CSVs that it is made from."""
     found = {name: [file] for name, (file, _) in FIGURES.items()}
+    found["demo"] = ["demo.csv", "demo_control.csv"]
     for name, experiment in EXPERIMENTS.items():
         files = [f"{name}{kind}.csv" for kind in ("", "_losses", "_training")]
         if experiment.claims:
@@ -1162,7 +1193,9 @@ def main(args: Args) -> None:
             print(f"figures that are not made from these CSVs: {', '.join(old)}")
         sys.exit(bool(differing or bad or old))
     for name in figures:
-        if name in FIGURES:
+        if name == "demo":
+            draw_demo()
+        elif name in FIGURES:
             draw_page(name)
         elif name in EXPERIMENTS:
             draw_comparison(name)

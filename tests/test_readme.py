@@ -90,20 +90,26 @@ def test_a_trained_agent(tmp_path, monkeypatch):
 
 def test_the_table_of_the_demo_comes_from_its_runs():
     page = (ROOT / "docs/demo.md").read_text()
-    scores = {}  # seed -> step -> score
-    for row in csv.DictReader(open(ROOT / "benchmark/results/demo.csv")):
-        scores.setdefault(row["seed"], {})[int(row["step"])] = float(row["score"])
+    scores, controls = {}, {}  # seed -> step -> score; of the control, step 0 is the last
+    for found, name in ((scores, "demo"), (controls, "demo_control")):
+        for row in csv.DictReader(open(ROOT / f"benchmark/results/{name}.csv")):
+            found.setdefault(row["seed"], {})[int(row["step"])] = float(row["score"])
     gains = []
     for seed, score in scores.items():
         gains.append(score[12_000] - score[0])
-        assert f"| {seed} | {score[0]:.1f} | {score[12_000]:.1f} | {gains[-1]:+.1f} |" in page
-    means = [sum(score[step] for score in scores.values()) / 5 for step in (0, 12_000)]
-    assert f"| mean | {means[0]:.1f} | {means[1]:.1f} | {means[1] - means[0]:+.1f} |" in page
-    assert f"from {means[0]:.1f} % success on average to {means[1]:.1f} %" in page
+        cells = f"{score[0]:.1f} | {score[1000]:.1f} | {score[12_000]:.1f} | {gains[-1]:+.1f}"
+        assert f"| {seed} | {cells} | {controls[seed][0]:.1f} |" in page
+    means = [sum(score[step] for score in scores.values()) / 5 for step in (0, 1000, 12_000)]
+    means.append(sum(control[0] for control in controls.values()) / 5)
+    cells = f"{means[0]:.1f} | {means[1]:.1f} | {means[2]:.1f} | {means[2] - means[0]:+.1f}"
+    assert f"| mean | {cells} | {means[3]:.1f} |" in page
+    assert f"from {means[0]:.1f} % success on average to {means[2]:.1f} %" in page
+    assert means[1] - means[0] > (means[2] - means[0]) / 2  # "most of the gain"
+    assert f"end at {means[3]:.1f} %" in page.replace("\n  ", " ")
     assert len(gains) == 5
     assert sum(gain >= 20 for gain in gains) >= 4
     makefile = (ROOT / "Makefile").read_text()
-    for flags in re.findall(r" -- (--offline-steps.*)", page):
+    for flags in re.findall(r" -- (--offline-steps 3000.*)", page):
         assert f"umaze-tiny-v0 {flags} --run-name demo" in makefile
 
 

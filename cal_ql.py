@@ -3,12 +3,12 @@
 Paper: arXiv 2303.05479. An actor-critic that learns from fixed data overestimates actions that the
 data never tried. CQL (Kumar et al., NeurIPS 2020, arXiv 2006.04779) pushes the values of sampled
 actions down and those of the data's actions up. The learned values often end far below what the
-policy really earns. When interaction starts, even a bad action then earns more than they say of the
-good ones, and the policy turns to it.
+policy really earns. When interaction starts, even a bad action earns more than these values promise
+for a good one, so the policy turns to the bad one.
 Cal-QL stops the push at R(s), the return that the transition's own episode reached from s: a policy
-no worse than the one that recorded the data is worth that much, so a policy action whose Q lies
-below R(s) is left alone. For a transition (s, a, r, s', d), d = 1 at a true end, critics Q_i,
-target critics Qt_i, and N actions of each kind:
+no worse than the one that recorded the data is worth that much on average, so a policy action whose
+Q lies below R(s) is left alone. For a transition (s, a, r, s', d), d = 1 at a true end, critics
+Q_i, target critics Qt_i, and N actions of each kind:
 
     target    y = r + gamma (1 - d) max_k min_i Qt_i(s', n_k)      n_1 ... n_N ~ pi(. | s')
     sampled   Q_i(s, u_k),                                         u_k uniform
@@ -128,7 +128,7 @@ class Args:
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
-    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau online
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau trained
     reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
     reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
     success_ends_episode: bool = False  # episodes end at the first success, in data and in mazes
@@ -185,7 +185,7 @@ PAPER_SETTINGS = {
 
 NETWORKS = "cql"  # scripts with this word and equal sizes accept each other's offline.pt
 ONLINE_ONLY = ()  # parts of the agent that begin at the switch; an offline.pt is without them
-# What an update returns; with what the run adds, the columns of metrics.csv.
+# What an update returns. KEYS: the columns of metrics.csv.
 METRICS = ["td_loss", "cql_gap", "cql_weight", "bound_rate", "q", "mc_return"]
 METRICS += ["actor_loss", "alpha", "entropy"]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
@@ -533,7 +533,7 @@ LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait f
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
 SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, of D4RL v2 on gym's v2, for data without them.
+# D4RL v2's mean returns of a random policy and of an expert (gym's v2), if the data name none.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),

@@ -20,7 +20,7 @@ Parent: none (docs/iql.md). Deviations from the authors' code, ikostrikov/implic
  3. The last transition of a timed-out episode is kept (a time limit never cuts the bootstrap).
  4. --normalize-returns takes recorded episodes; theirs looks for jumps between observations.
  5. Mazes: observations hold the goal, and episodes end at the first success, in data and task.
- 6. The actor's learning rate decays in pointmaze only; theirs does, but in antmaze's fine-tuning.
+ 6. The actor's learning rate decays in pointmaze only; theirs everywhere but to fine-tune antmaze.
  7. The settings for pointmaze and ant are ours, and so are all budgets but antmaze's.
  8. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
 
@@ -94,7 +94,7 @@ class Args:
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
-    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau online
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau trained
     reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
     reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
     success_ends_episode: bool = False  # episodes end at the first success, in data and in mazes
@@ -131,7 +131,7 @@ PAPER_SETTINGS = {
 
 NETWORKS = "iql"  # scripts with this word and equal sizes accept each other's offline.pt
 ONLINE_ONLY = ()  # parts of the agent that begin at the switch; an offline.pt is without them
-# What an update returns; with what the run adds, the columns of metrics.csv.
+# What an update returns. KEYS: the columns of metrics.csv.
 METRICS = ["value_loss", "critic_loss", "actor_loss", "q", "v", "advantage", "weight"]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
 KEYS += ["online/episode_return", "online/episode_length"]
@@ -282,7 +282,7 @@ class Agent(nn.Module):
 
         metrics = {"value_loss": value_loss, "critic_loss": critic_loss, "actor_loss": actor_loss}
         metrics |= {"q": q.mean(), "v": v.mean(), "advantage": u.mean(), "weight": weight.mean()}
-        loss = value_loss + actor_loss + critic_loss  # no parameter is in two: one step on each
+        loss = value_loss + actor_loss + critic_loss  # each has its own networks
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def set_actor_lr(self, learning_rate: float) -> None:
@@ -368,7 +368,7 @@ LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait f
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
 SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, of D4RL v2 on gym's v2, for data without them.
+# D4RL v2's mean returns of a random policy and of an expert (gym's v2), if the data name none.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),

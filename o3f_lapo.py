@@ -142,7 +142,7 @@ class Args:
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
-    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau online
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau trained
     reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
     reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
     success_ends_episode: bool = False  # episodes end at the first success, in data and in mazes
@@ -188,7 +188,7 @@ PAPER_SETTINGS = {
 
 NETWORKS = "lapo"  # scripts with this word and equal sizes accept each other's offline.pt
 ONLINE_ONLY = ("value_low", "value_high")  # an offline.pt is without them: the data tell them
-# What an update returns; with what the run adds, the columns of metrics.csv.
+# What an update returns. KEYS: the columns of metrics.csv.
 METRICS = ["critic_loss", "value_loss", "vae_loss", "kl", "actor_loss"]
 METRICS += ["q", "v", "advantage", "good_rate"]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
@@ -425,7 +425,7 @@ class Agent(nn.Module):
         value_loss = (v - value_target).square().mean()
         metrics = {"critic_loss": critic_loss, "value_loss": value_loss}
         metrics |= {"q": q.mean(), "v": v.mean()}
-        loss = critic_loss + value_loss  # no parameter is in both: one step on each
+        loss = critic_loss + value_loss  # each has its own networks
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def policy_loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
@@ -450,7 +450,7 @@ class Agent(nn.Module):
 
         metrics = {"vae_loss": vae_loss, "kl": kl.mean(), "actor_loss": actor_loss}
         metrics |= {"advantage": advantage.mean(), "good_rate": is_good.float().mean()}
-        loss = vae_loss + actor_loss  # no parameter is in both: one step on each
+        loss = vae_loss + actor_loss  # each has its own networks
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def update(self, batches: list[Tensors]) -> Tensors:
@@ -549,7 +549,7 @@ LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait f
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
 SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, of D4RL v2 on gym's v2, for data without them.
+# D4RL v2's mean returns of a random policy and of an expert (gym's v2), if the data name none.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),

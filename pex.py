@@ -119,7 +119,7 @@ class Args:
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
-    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau online
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau trained
     reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
     reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
     success_ends_episode: bool = False  # episodes end at the first success, in data and in mazes
@@ -161,7 +161,7 @@ PAPER_SETTINGS = {
 
 NETWORKS = "iql"  # scripts with this word and equal sizes accept each other's offline.pt
 ONLINE_ONLY = ("offline_actor.",)  # parts of the agent that begin at the switch
-# What an update returns; with what the run adds, the columns of metrics.csv.
+# What an update returns. KEYS: the columns of metrics.csv.
 METRICS = ["value_loss", "critic_loss", "actor_loss", "q", "v", "advantage", "weight"]
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
 KEYS += ["online/episode_return", "online/episode_length"]
@@ -295,9 +295,9 @@ class Agent(nn.Module):
         return (mean + log_std.exp() * torch.randn_like(mean)).clamp(-1.0, 1.0)
 
     def begin_online(self) -> None:
-        """The switch: Adam starts anew, and so does a policy beside the offline one, now frozen."""
+        """The switch: new moments of Adam; pex: the offline policy rests, and a new one begins."""
         self.optimizer.state.clear()
-        if self.args.baseline != "pex":  # theirs is one policy, and a new copy of the critic
+        if self.args.baseline != "pex":  # the comparators have one policy, and copy the critic anew
             self.critic_target.load_state_dict(self.critic.state_dict())
             return
         self.offline_actor.load_state_dict(self.actor.state_dict())
@@ -353,7 +353,7 @@ class Agent(nn.Module):
 
         metrics = {"value_loss": value_loss, "critic_loss": critic_loss, "actor_loss": actor_loss}
         metrics |= {"q": q.mean(), "v": v.mean(), "advantage": u.mean(), "weight": weight.mean()}
-        loss = value_loss + actor_loss + critic_loss  # no parameter is in two: one step on each
+        loss = value_loss + actor_loss + critic_loss  # each has its own networks
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def set_actor_lr(self, learning_rate: float) -> None:
@@ -462,7 +462,7 @@ LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait f
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
 SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, of D4RL v2 on gym's v2, for data without them.
+# D4RL v2's mean returns of a random policy and of an expert (gym's v2), if the data name none.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),

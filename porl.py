@@ -119,7 +119,7 @@ class Args:
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
-    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau online
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau trained
     reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
     reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
     success_ends_episode: bool = False  # episodes end at the first success, in data and in mazes
@@ -171,7 +171,7 @@ PAPER_SETTINGS = {
 
 NETWORKS = "cql"  # an offline.pt of cal_ql.py or wsrl.py fits, if sizes and rewards are equal
 ONLINE_ONLY = ("critic", "log_")  # begin at the switch; no offline.pt of this script has them
-# What an update returns; with what the run adds, the columns of metrics.csv.
+# What an offline update returns. KEYS: the columns of metrics.csv.
 METRICS = ["bc_loss", "std", "mc_return"]
 KEYS = [f"offline/{name}" for name in METRICS]
 KEYS += ["online/td_loss", "online/q", "online/actor_loss", "online/alpha", "online/entropy"]
@@ -540,7 +540,7 @@ LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait f
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
 SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, of D4RL v2 on gym's v2, for data without them.
+# D4RL v2's mean returns of a random policy and of an expert (gym's v2), if the data name none.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),

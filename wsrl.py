@@ -12,8 +12,8 @@ Qt_i, the parts are:
               critics, drawn with replacement, and the gap's mean over another 2
     warm-up   act with samples of the policy; no update. Even with --warmup-steps 0, updates wait
               until there are more rows than the batches of a step draw
-    online    --utd-ratio times per step L_Q, on a batch of its own, and then Qt; after these, once
-              L_A, over all M critics, and L_alpha, on all these batches together:
+    online    --utd-ratio times per step L_Q, each on a batch of its own, and then Qt moves; after
+              these, once L_A, over all M critics, and L_alpha, on all these batches together:
 
     target    y = r + gamma (1 - d) min_{i in 2 of M} Qt_i(s', n)  n ~ pi(. | s')
     critic    L_Q = mean_i E[ (y - Q_i(s, a))^2 ]
@@ -119,7 +119,7 @@ class Args:
     eval_episodes: Annotated[int, 1, 10**6] = 10  # episodes per evaluation
     batch_size: Annotated[int, 1, 10**6] = 256  # transitions per gradient step
     gamma: Annotated[float, 0.0, 1.0] = 0.99  # discount per environment step
-    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau online
+    tau: Annotated[float, 0.0, 1.0] = 0.005  # Polyak rate: target <- (1 - tau) target + tau trained
     reward_scale: Annotated[float, -1e6, 1e6] = 1.0  # the learner sees scale * r + bias
     reward_bias: Annotated[float, -1e6, 1e6] = 0.0  # see above; logged returns are raw
     success_ends_episode: bool = False  # episodes end at the first success, in data and in mazes
@@ -179,7 +179,7 @@ PAPER_SETTINGS = {
 
 NETWORKS = "cql"  # scripts with this word and equal sizes accept each other's offline.pt
 ONLINE_ONLY = ()  # parts of the agent that begin at the switch; an offline.pt is without them
-# What an update returns; with what the run adds, the columns of metrics.csv.
+# What an offline update returns. KEYS: the columns of metrics.csv.
 METRICS = ["td_loss", "cql_gap", "cql_weight", "bound_rate", "q", "mc_return"]
 METRICS += ["actor_loss", "alpha", "entropy"]
 KEYS = [f"offline/{name}" for name in METRICS]
@@ -564,7 +564,7 @@ LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait f
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
 SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
-# Mean returns of a random policy and of an expert, of D4RL v2 on gym's v2, for data without them.
+# D4RL v2's mean returns of a random policy and of an expert (gym's v2), if the data name none.
 REFERENCE_SCORES = {
     "hopper": (-20.272305, 3234.3),
     "halfcheetah": (-280.178953, 12135.0),

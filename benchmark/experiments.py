@@ -90,7 +90,8 @@ SEARCH_HELPS = "with critics frozen at the switch, the search beats the policy's
 SEARCH_HELPS += " (interval above 0)"
 LAPO = "o3f_lapo.py --batch-size 128"
 LAPO_ONLINE = f"{LAPO} --online-steps 1000 --eval-every 250 --exploration"
-SHORT = "--online-steps 15000 --eval-every 1000"
+UPDATES_ONLINE = 15_000
+SHORT = f"--online-steps {UPDATES_ONLINE} --eval-every 1000"
 OWN = f"--offline-steps 20000 {SHORT}"  # an offline phase of its own
 
 
@@ -193,14 +194,14 @@ EXPERIMENTS = {
                 paper="O3F: +28 % on antmaze-large-diverse with LAPO; none there with IQL, as here",
                 pair=("o3f", "noise"),
                 measure="training_success",
-                changed="precondition as first planned, again, after its probes",
+                changed="precondition changed back to the first plan's, after the probes",
             ),
             Claim(
                 "in mazes a small sigma is better than a large one",
                 paper="O3F: sigma 0.05 on antmaze, 0.2 in locomotion",
                 pair=("o3f", "o3f-0.2"),
                 measure="training_success",
-                changed="precondition as first planned, again, after its probes",
+                changed="precondition changed back to the first plan's, after the probes",
             ),
         ],
         precondition=SEARCH_HELPS,
@@ -223,6 +224,7 @@ EXPERIMENTS = {
                 paper="O3F: +14 % on halfcheetah-medium (IQL)",
                 pair=("o3f", "noise"),
                 measure="training_return",
+                changed="precondition changed back to the first plan's, after the runs",
             ),
         ],
         precondition=SEARCH_HELPS,
@@ -359,7 +361,7 @@ EXPERIMENTS = {
         online="10000 --eval-every 250",
         offline=WSRL_OFFLINE,
         shares="wsrl-maze",
-        changed="half as many steps since four of 20 runs had been made",
+        changed="steps halved after four of 20 runs",
     ),
     "porl-hopper": porl(
         "on Hopper",
@@ -462,6 +464,7 @@ EXPERIMENTS = {
                 paper="O3F: halfcheetah-medium +58 % (LAPO)",
                 pair=("o3f", "noise"),
                 measure="training_return",
+                changed="precondition changed back to the first plan's, after the runs",
             ),
         ],
         precondition=SEARCH_HELPS,
@@ -486,9 +489,9 @@ EXPERIMENTS = {
         offline="iql.py --offline-steps 20000 --eval-every 1000",
         arms={
             "iql": f"iql.py {SHORT}",
-            # As many updates, all on the data set: what the others gain without interaction.
+            # As many updates, all on the data set: what these alone would give.
             "iql_offline": "iql.py --offline-steps 35000 --eval-every 1000 --online-steps 0",
-            # With its own 10 episodes and 10 stages the guide would act alone in most steps.
+            # By default the guide would act alone in two thirds of HalfCheetah's steps.
             "jsrl_finetune": f"jsrl_finetune.py {SHORT} --calibration-episodes 2 --min-episodes 2"
             " --stages 3",
             "pex": f"pex.py {OWN}",

@@ -90,8 +90,8 @@ class Args:
     """CSV that receives the losses, values, ... that each run logged last before each evaluation"""
     training: Path | None = None
     """CSV that receives all training episodes online"""
-    jobs: int = len(os.sched_getaffinity(0))
-    """runs at a time, without --address; default: as many as there are CPUs"""
+    jobs: int | None = None
+    """runs at a time, without --address; default: as many as the CPUs allow"""
     threads: int = 1
     """CPU threads of each run (OMP_NUM_THREADS)"""
     tag: str = ""
@@ -356,7 +356,7 @@ def execute(job: Job, threads: int, here: str, needed: int | None) -> int | None
     """In a worker: start, continue or, if it is finished, leave a run; returns its exit status.
 
     `needed`, for which Ray waits, is the status of the run that it starts from, 0 if that had been
-    finished before. After a failed one it is not begun, and has no status.
+    finished before. After one that failed it is not begun, and has no status.
     """
     if needed != 0:
         return None
@@ -414,8 +414,10 @@ def train(job: Job, threads: int, here: str) -> int:
 
 def check(args: Args, extra: list[str]) -> None:
     """Refuse what no sweep can run."""
-    if min(args.jobs, args.threads) < 1:
+    if args.threads < 1 or (args.jobs is not None and args.jobs < 1):
         stop("--jobs and --threads must be at least 1")
+    if args.jobs is None:
+        args.jobs = max(1, len(os.sched_getaffinity(0)) // args.threads)
     if not args.datasets or min(args.seeds, default=-1) < 0:
         stop("name at least one data set and one seed; no seed is below 0")
     if not re.fullmatch(r"[A-Za-z0-9._-]*", args.tag) or ".." in args.tag:
@@ -553,7 +555,7 @@ def work(args: Args, jobs: list[Job]) -> None:
         needed = results.get(job.needs, 0)
         results[job.folder.name] = run.remote(job, args.threads, os.getcwd(), needed)
     rest = dict(zip(results.values(), jobs))
-    failed = []
+    failed, lost = [], set()
     while rest:
         ready, _ = ray.wait(list(rest), timeout=1)
         if asked:
@@ -564,8 +566,9 @@ def work(args: Args, jobs: list[Job]) -> None:
         try:
             status = ray.get(ready[0])
             word = "not begun" if status is None else f"status {status}"
-        except ray.exceptions.RayError as error:
-            word = type(error).__name__
+        except ray.exceptions.RayError as error:  # the runs that need a lost one end with it
+            word = "not begun" if job.needs in lost else type(error).__name__
+            lost.add(job.folder.name)
         if not job.complete:
             failed.append(f"{job.folder.name} ({word})")
         write_results(args, jobs)

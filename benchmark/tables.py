@@ -17,12 +17,12 @@ A table stands in a page between two comments, of which the first says what it i
                                               of two arms, their difference, too
     <!-- table: probe o3f-maze -->            what the probe found in each offline checkpoint
     <!-- table: costs -->                     machine and hours of every experiment
-    <!-- table: comparison comparison -->     all methods at one budget
-    <!-- table: settings comparison -->       in which settings its arms differ
+    <!-- table: comparison comparison -->     six methods at one budget
+    <!-- table: settings comparison -->       some of their settings
     <!-- end of table -->
 
-An experiment with two seeds or more has a figure, docs/evidence_NAME.png and .svg. The own runs of
-a page are drawn into docs/NAME.png.
+An experiment with two seeds or more has a figure, docs/evidence_NAME.png and .svg; the comparison
+has docs/comparison.png and .svg. The own runs of a page are drawn into docs/NAME.png.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import plot
-from experiments import EXPERIMENTS, Claim, Experiment, offline_tag
+from experiments import EXPERIMENTS, UPDATES_ONLINE, Claim, Experiment, offline_tag
 from PIL import Image
 from sweep import read_flags, read_table
 
@@ -720,11 +720,11 @@ def verdicts_table() -> list[str]:
 def compared(command: str, run: Run, first: Run, data: dict) -> dict[str, float]:
     """Scores of a run whose offline phase is that of `first`, by column; NaN where it has none.
 
-    A run without an online phase is read as the others are: its last 15,000 updates in their place.
+    A run without an online phase is read as the others are: its last updates in the place of that.
     """
     scores, before = run.scores, first.scores
     if "--online-steps 0" in command:
-        before = scores = {step + 15_000: score for step, score in run.scores.items()}
+        before = scores = {step + UPDATES_ONLINE: score for step, score in run.scores.items()}
     online = [score for step, score in sorted(scores.items()) if step > 0]
     late = [score for step, score in scores.items() if step > 5000]
     low, high = data["ref_min_score"], data["ref_max_score"]
@@ -776,7 +776,6 @@ def comparison_table(name: str) -> list[str]:
             if seeds:
                 columns = [[columns[title] for columns in seeds] for title in titles]
                 cells = [with_interval(values) for values in columns[:-1]]
-                cells = ["-" if cell.startswith("nan") else cell for cell in cells]
                 cells.append(f"{statistics.fmean(columns[-1]):.0f}")
             lines.append(f"| {arm} | {len(seeds)} | {' | '.join(cells)} |")
         dashes = " | ".join(["-"] * (len(titles) - 1))
@@ -784,9 +783,10 @@ def comparison_table(name: str) -> list[str]:
     return lines[:-1]
 
 
-SETTINGS = ["hidden", "num_critics", "num_actions", "utd_ratio", "gamma", "tau", "beta"]
-SETTINGS += ["reward_scale", "reward_bias", "normalize_returns", "warmup_steps", "offline_ratio"]
-SETTINGS += ["retain_offline_ratio", "calibrate"]
+SETTINGS = ["hidden", "layer_norm", "num_critics", "critic_subset", "num_actions", "utd_ratio"]
+SETTINGS += ["gamma", "tau", "expectile", "beta", "actor_lr_decay", "reward_scale", "reward_bias"]
+SETTINGS += ["normalize_returns", "warmup_steps", "offline_ratio", "retain_offline_ratio"]
+SETTINGS += ["calibrate", "infinite_horizon", "online_max_backup"]
 
 
 def settings_table(name: str) -> list[str]:
@@ -1137,7 +1137,7 @@ def draw_comparison(name: str) -> None:
         curves = {}
         for arm in arms:
             own = "--offline-steps" in experiment.arms[arm]
-            shift = 15_000 if "--online-steps 0" in experiment.arms[arm] else 0
+            shift = UPDATES_ONLINE if "--online-steps 0" in experiment.arms[arm] else 0
             for seed in range(experiment.seeds):
                 run = runs[dataset, arm][seed]
                 scores = {} if own else dict(runs[dataset, "offline"][seed].scores)

@@ -18,7 +18,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 import iql
 
-plt.style.use("tableau-colorblind10")
+plt.style.use("petroff10")
 
 
 def show(**values) -> None:

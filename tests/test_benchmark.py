@@ -97,12 +97,12 @@ def run_sweep(*flags: str, status: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def sentence(function, *args) -> str:
-    """What a call says that ends with status 2 and a single line."""
+def sentence(function, *args, status: int = 2) -> str:
+    """What a call says that ends with this status and a single line."""
     with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as end:
         function(*args)
     lines = err.getvalue().splitlines()
-    assert end.value.code == 2
+    assert end.value.code == status
     assert len(lines) == 1, lines
     return lines[0]
 
@@ -314,6 +314,7 @@ EXPERIMENTS = {{
     words = [sys.executable, "benchmark/sweep.py", "tiny", "--run-dir", "runs"]
     cost = subprocess.run([*words, "--dry-run"], capture_output=True, text=True)
     assert cost.stdout.count(" 1         0 ") == 3, cost.stdout
+    assert cost.stdout.splitlines()[-1].split()[:4] == ["in", "all", "3", "0"]
     assert not Path("runs").exists()
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -336,6 +337,44 @@ EXPERIMENTS = {{
     ]
     again = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert again.stdout.count("finished") == 3
+
+
+def test_arms_of_a_lost_offline_phase_are_not_begun(monkeypatch):
+    """Ray ends them with the run that they wait for, when its worker has died once too often."""
+
+    class Lost:
+        exceptions = sweep.ray.exceptions
+        init = shutdown = staticmethod(lambda *_, **__: None)
+        cluster_resources = staticmethod(dict)
+
+        @staticmethod
+        def remote(**_):
+            class Task:
+                remote = staticmethod(lambda job, *_: job.folder.name)
+
+            return lambda function: Task
+
+        @staticmethod
+        def wait(results, timeout):
+            return results[:1], results[1:]
+
+        @staticmethod
+        def get(result):
+            raise sweep.ray.exceptions.WorkerCrashedError
+
+    monkeypatch.setattr(sweep, "ray", Lost)
+    jobs = [sweep.Job(Path("runs/offline"), "x-offline", ["stub.py"])]
+    jobs.append(sweep.Job(Path("runs/a"), "x-a", ["stub.py"], needs="offline"))
+    files = {name: Path(f"{name}.csv") for name in ("out", "losses", "training")}
+    said = sentence(sweep.work, sweep.Args("x", jobs=1, **files), jobs, status=1)
+    assert "offline (WorkerCrashedError), a (not begun)" in said
+
+
+@pytest.mark.parametrize("threads", [1, 2, 10**6])
+def test_as_many_runs_at_a_time_as_there_are_cpus(threads):
+    args = sweep.Args("stub.py", ("test/x/y-v0",), (0,), out=Path("x.csv"), threads=threads)
+    sweep.check(args, [])
+    assert args.jobs == max(1, len(os.sched_getaffinity(0)) // threads)
 
 
 def test_arms_of_a_failed_offline_phase_are_not_begun():
@@ -1102,6 +1141,45 @@ def test_figure_of_a_comparison(monkeypatch):
     assert "comparison" in tables.sources()
     runs.clear()
     assert "comparison" not in tables.sources()
+
+
+def test_which_csvs_a_figure_is_made_from(monkeypatch):
+    """An experiment with one seed has none: its difference has no interval."""
+    monkeypatch.setattr(tables, "read", lambda name: {})
+    monkeypatch.setattr(
+        tables, "most_seeds", lambda experiment, runs: 1 + (experiment is EXPERIMENTS["pex-drop"])
+    )
+    found = tables.sources()
+    assert found["demo"] == ["demo.csv", "demo_control.csv"]
+    assert found["iql"] == ["iql.csv"]
+    assert [name for name in found if name.startswith("evidence_")] == ["evidence_pex-drop"]
+    names = ["pex-drop.csv", "pex-drop_losses.csv", "pex-drop_training.csv"]
+    assert found["evidence_pex-drop"] == names
+
+
+def test_the_panel_of_differences(monkeypatch):
+    """A row per pair and measure; a level is none; dotted what a claim asks for, if it is not 0."""
+    claims = [
+        Claim("no drop", "", ("a", "b"), "mean_in_warmup", -5.0),
+        Claim("it holds", "", ("a", ""), "mean_in_warmup"),
+        Claim("later", "", ("a", "b"), "mean_after_warmup"),
+    ]
+    experiment = Experiment(claims, "", ["d"], 2, "", {"a": "", "b": ""}, [("b", "a"), ("a", "b")])
+    runs = {("d", "offline"): {0: tables.Run(), 1: tables.Run()}}
+    for arm, early, late in (("a", 10.0, 40.0), ("b", 20.0, 30.0)):
+        runs["d", arm] = {
+            seed: tables.Run(scores={1000: early + seed, 6000: late}) for seed in (0, 1)
+        }
+    ax = plot.plt.figure().subplots()
+    tables.draw_pairs(ax, experiment, runs, "d")
+    labels = [label.get_text().replace("\n", " ") for label in ax.get_yticklabels()]
+    assert [label.partition(":")[0] for label in labels] == ["a − b", "a − b", "b − a"]
+    assert "first 5,000 steps" in labels[0]
+    assert "after step 5,000" in labels[1]
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in dots] == [[-10, -10], [10, 10], [10, 10]]
+    dotted = [line for line in ax.lines if line.get_linestyle() == ":"]
+    assert [list(line.get_xdata()) for line in dotted] == [[-5, -5]]
 
 
 def test_a_figure_from_other_csvs_is_stale(monkeypatch):

@@ -188,10 +188,9 @@ PAPER_SETTINGS = {
 
 NETWORKS = "lapo"  # scripts with this word and equal sizes accept each other's offline.pt
 ONLINE_ONLY = ("value_low", "value_high")  # an offline.pt is without them: the data tell them
-# What an update returns. KEYS: the columns of metrics.csv.
 METRICS = ["critic_loss", "value_loss", "vae_loss", "kl", "actor_loss"]
 METRICS += ["q", "v", "advantage", "good_rate"]
-KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
+KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]  # in metrics.csv
 KEYS += ["online/episode_return", "online/episode_length"]
 KEYS += ["eval/return", "eval/score", "eval/success"]
 
@@ -1271,8 +1270,8 @@ class Run:
     def finish(self) -> None:
         """Write the final latest.pt and summary.json, and print the summary."""
         last_episode = self.snapshot | {"logs": self.log_digests(self.snapshot["offsets"])}
-        last = self.state() if self.args.online_steps > 0 else self.snapshot  # as at the switch
-        self.snapshot = last | {"phase": "done", "last_episode": last_episode}
+        state = self.state() if self.args.online_steps > 0 else self.snapshot  # as at the switch
+        self.snapshot = state | {"phase": "done", "last_episode": last_episode}
         self.write_latest(self.snapshot)
         with open(self.dir / "eval.csv", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["policy"] == "actor"]

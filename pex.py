@@ -161,9 +161,8 @@ PAPER_SETTINGS = {
 
 NETWORKS = "iql"  # scripts with this word and equal sizes accept each other's offline.pt
 ONLINE_ONLY = ("offline_actor.",)  # parts of the agent that begin at the switch
-# What an update returns. KEYS: the columns of metrics.csv.
 METRICS = ["value_loss", "critic_loss", "actor_loss", "q", "v", "advantage", "weight"]
-KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]
+KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]  # in metrics.csv
 KEYS += ["online/episode_return", "online/episode_length"]
 KEYS += ["eval/return", "eval/score", "eval/success"]
 KEYS += ["online/new_policy_share"]
@@ -297,12 +296,12 @@ class Agent(nn.Module):
     def begin_online(self) -> None:
         """The switch: new moments of Adam; pex: the offline policy rests, and a new one begins."""
         self.optimizer.state.clear()
-        if self.args.baseline != "pex":  # the comparators have one policy, and copy the critic anew
+        if self.args.baseline == "pex":
+            self.offline_actor.load_state_dict(self.actor.state_dict())
+            new_actor = Actor(self.actor.mean[0].in_features, len(self.actor.log_std))
+            self.actor.load_state_dict(new_actor.state_dict())
+        else:  # the comparators have one policy, and copy the critic anew
             self.critic_target.load_state_dict(self.critic.state_dict())
-            return
-        self.offline_actor.load_state_dict(self.actor.state_dict())
-        new_actor = Actor(self.actor.mean[0].in_features, len(self.actor.log_std))
-        self.actor.load_state_dict(new_actor.state_dict())
 
     @torch.no_grad()
     def composite(
@@ -1184,8 +1183,8 @@ class Run:
     def finish(self) -> None:
         """Write the final latest.pt and summary.json, and print the summary."""
         last_episode = self.snapshot | {"logs": self.log_digests(self.snapshot["offsets"])}
-        last = self.state() if self.args.online_steps > 0 else self.snapshot  # as at the switch
-        self.snapshot = last | {"phase": "done", "last_episode": last_episode}
+        state = self.state() if self.args.online_steps > 0 else self.snapshot  # as at the switch
+        self.snapshot = state | {"phase": "done", "last_episode": last_episode}
         self.write_latest(self.snapshot)
         with open(self.dir / "eval.csv", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["policy"] == "actor"]

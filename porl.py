@@ -171,9 +171,8 @@ PAPER_SETTINGS = {
 
 NETWORKS = "cql"  # an offline.pt of cal_ql.py or wsrl.py fits, if sizes and rewards are equal
 ONLINE_ONLY = ("critic", "log_")  # begin at the switch; no offline.pt of this script has them
-# What an offline update returns. KEYS: the columns of metrics.csv.
 METRICS = ["bc_loss", "std", "mc_return"]
-KEYS = [f"offline/{name}" for name in METRICS]
+KEYS = [f"offline/{name}" for name in METRICS]  # in metrics.csv
 KEYS += ["online/td_loss", "online/q", "online/actor_loss", "online/alpha", "online/entropy"]
 KEYS += ["online/episode_return", "online/episode_length"]
 KEYS += ["eval/return", "eval/score", "eval/success"]
@@ -387,7 +386,9 @@ class Agent(nn.Module):
         args = self.args
         obs, actions, next_obs = batch["obs"], batch["actions"], batch["next_obs"]
         with torch.no_grad():
-            count = args.num_actions if args.online_max_backup and not stage_a else 1
+            count = args.num_actions
+            if stage_a or not args.online_max_backup:
+                count = 1
             # (N, B, act_dim), (N, B)
             candidates, _ = self.actor.sample(next_obs, count, floored=stage_a)
             next_q = self.critic_target(next_obs, candidates, members=self.some_critics())
@@ -1262,8 +1263,8 @@ class Run:
     def finish(self) -> None:
         """Write the final latest.pt and summary.json, and print the summary."""
         last_episode = self.snapshot | {"logs": self.log_digests(self.snapshot["offsets"])}
-        last = self.state() if self.args.online_steps > 0 else self.snapshot  # as at the switch
-        self.snapshot = last | {"phase": "done", "last_episode": last_episode}
+        state = self.state() if self.args.online_steps > 0 else self.snapshot  # as at the switch
+        self.snapshot = state | {"phase": "done", "last_episode": last_episode}
         self.write_latest(self.snapshot)
         with open(self.dir / "eval.csv", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["policy"] == "actor"]

@@ -179,10 +179,9 @@ PAPER_SETTINGS = {
 
 NETWORKS = "cql"  # scripts with this word and equal sizes accept each other's offline.pt
 ONLINE_ONLY = ()  # parts of the agent that begin at the switch; an offline.pt is without them
-# What an offline update returns. KEYS: the columns of metrics.csv.
 METRICS = ["td_loss", "cql_gap", "cql_weight", "bound_rate", "q", "mc_return"]
 METRICS += ["actor_loss", "alpha", "entropy"]
-KEYS = [f"offline/{name}" for name in METRICS]
+KEYS = [f"offline/{name}" for name in METRICS]  # in metrics.csv
 KEYS += ["online/td_loss", "online/q", "online/actor_loss", "online/alpha", "online/entropy"]
 KEYS += ["online/episode_return", "online/episode_length"]
 KEYS += ["eval/return", "eval/score", "eval/success"]
@@ -378,7 +377,9 @@ class Agent(nn.Module):
         obs, actions, next_obs = batch["obs"], batch["actions"], batch["next_obs"]
         with torch.no_grad():
             max_backup = args.online_max_backup if online else args.max_backup
-            count = args.num_actions if max_backup or not online else 1  # offline the gap needs N
+            count = args.num_actions
+            if online and not max_backup:  # offline the gap needs all N
+                count = 1
             # (N, B, act_dim), (N, B)
             next_actions, next_log_prob = self.actor.sample(next_obs, count)
             candidates = next_actions
@@ -1286,8 +1287,8 @@ class Run:
     def finish(self) -> None:
         """Write the final latest.pt and summary.json, and print the summary."""
         last_episode = self.snapshot | {"logs": self.log_digests(self.snapshot["offsets"])}
-        last = self.state() if self.args.online_steps > 0 else self.snapshot  # as at the switch
-        self.snapshot = last | {"phase": "done", "last_episode": last_episode}
+        state = self.state() if self.args.online_steps > 0 else self.snapshot  # as at the switch
+        self.snapshot = state | {"phase": "done", "last_episode": last_episode}
         self.write_latest(self.snapshot)
         with open(self.dir / "eval.csv", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["policy"] == "actor"]

@@ -541,6 +541,9 @@ def work(args: Args, jobs: list[Job]) -> None:
     for job in jobs:
         if job.complete:
             print(f"finished  {job.folder.name}", flush=True)
+    todo = [job for job in jobs if not job.complete]
+    if not todo:
+        return
     slots = {} if args.address else {"num_cpus": args.jobs * args.threads}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning
     # "local": without it, Ray would join any cluster that happens to run on this machine.
@@ -551,10 +554,10 @@ def work(args: Args, jobs: list[Job]) -> None:
         signal.signal(number, lambda number, _: asked.append(number))
     run = ray.remote(num_cpus=args.threads, max_retries=5)(execute)
     results = {}  # name of a run -> what will be its status; offline phases come first
-    for job in jobs:
+    for job in todo:
         needed = results.get(job.needs, 0)
         results[job.folder.name] = run.remote(job, args.threads, os.getcwd(), needed)
-    rest = dict(zip(results.values(), jobs))
+    rest = dict(zip(results.values(), todo))
     failed, lost = [], set()
     while rest:
         ready, _ = ray.wait(list(rest), timeout=1)

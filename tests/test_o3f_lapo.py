@@ -698,7 +698,7 @@ def test_one_pretraining_serves_all_arms(capsys):
     start = run("--run-name", "start", "--online-steps", "0") / "offline.pt"
     first = torch.load(start, weights_only=True)["agent"]
     for arm in ("noise", "plain"):
-        flags = ["--exploration", arm, "--offline-checkpoint", str(start)]
+        flags = ["--exploration", arm, "--offline-checkpoint", str(start), "--online-steps", "20"]
         again = torch.load(run("--run-name", arm, *flags) / "offline.pt", weights_only=True)
         assert all(torch.equal(tensor, again["agent"][name]) for name, tensor in first.items())
     # The bounds are those of the data and of this run's flags, not of the run before.

@@ -328,14 +328,15 @@ LOOKED_AT = {
 # ---- preconditions: a sentence and whether it holds, per data set
 
 
-def probed(name: str, dataset: str) -> dict[str, dict[int, float]]:
+def probed(name: str, dataset: str, kind: str = "probe") -> dict[str, dict[int, float]]:
     """What the probe found in offline checkpoints, of planned seeds: {name: {seed: value}}.
 
-    Success is in per cent.
+    Success is in per cent. Of kind "probe_first" are probes of offline phases that were made anew
+    before the arms were run.
     """
     percent = PRECONDITIONS[name] is search_helps and "pointmaze" in dataset
     found: dict[str, dict[int, float]] = {}
-    for row in read_table(RESULTS / f"{name}_probe.csv"):
+    for row in read_table(RESULTS / f"{name}_{kind}.csv"):
         if row["dataset"] == dataset and int(row["seed"]) < EXPERIMENTS[name].seeds:
             value = float(row["value"]) * (100 if percent else 1)
             found.setdefault(row["name"], {})[int(row["seed"])] = value
@@ -645,11 +646,11 @@ def looked_table(name: str, measure: str, *arms: str) -> list[str]:
     return lines[:-1]
 
 
-def probe_table(name: str) -> list[str]:
-    """What the probe of search_helps() found with each seed's frozen critics."""
+def probe_table(name: str, kind: str = "probe") -> list[str]:
+    """What the probe of search_helps() found with each seed's frozen critics; see probed()."""
     lines = ["Frozen critics, seed by seed:", ""]
     for dataset in EXPERIMENTS[name].datasets:
-        found = probed(name, dataset)
+        found = probed(name, dataset, kind)
         if found:
             lines += [*table_rows(dataset, found, search_against(found)), ""]
     return lines[:-1]

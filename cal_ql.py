@@ -183,7 +183,7 @@ PAPER_SETTINGS = {
     "pointmaze": MAZE | POINTMAZE,
 }
 
-NETWORKS = "cql"  # scripts with this word and equal sizes accept each other's offline.pt
+NETWORKS = "cql"  # scripts with this word may take each other's offline.pt: their pages say when
 ONLINE_ONLY = ()  # parts of the agent that begin at the switch; an offline.pt is without them
 METRICS = ["td_loss", "cql_gap", "cql_weight", "bound_rate", "q", "mc_return"]
 METRICS += ["actor_loss", "alpha", "entropy"]
@@ -391,17 +391,17 @@ class Agent(nn.Module):
         sampled = torch.cat([uniform, current, next_actions])
         sampled_q = self.critic(obs, sampled, members=members)  # (E, 3 N, B)
         uniform_q, policy_q = sampled_q.split([args.num_actions, 2 * args.num_actions], 1)
-        mc_returns = batch["mc_returns"]
-        below = policy_q < mc_returns
+        returns = batch["mc_returns"]
+        below = policy_q < returns
         if args.calibrate:
-            policy_q = torch.maximum(policy_q, mc_returns)
-        if args.importance_sampling:
-            uniform_q = uniform_q + actions.shape[1] * math.log(2)  # density 2^-A
-            policy_q = policy_q - torch.cat([current_log_prob, next_log_prob])
-            pushed_q = torch.cat([uniform_q, policy_q], 1)
+            policy_q = torch.maximum(policy_q, returns)
+        if args.importance_sampling:  # each value minus the log-density of its action
+            uniform_term = uniform_q + actions.shape[1] * math.log(2)  # density 2^-A
+            policy_term = policy_q - torch.cat([current_log_prob, next_log_prob])
+            pushed = torch.cat([uniform_term, policy_term], 1)
         else:
-            pushed_q = torch.cat([uniform_q, data_q[:, None], policy_q], 1)
-        gap = (pushed_q.logsumexp(1) - data_q).mean(1)  # (E,)
+            pushed = torch.cat([uniform_q, data_q[:, None], policy_q], 1)
+        gap = (pushed.logsumexp(1) - data_q).mean(1)  # (E,)
         if args.lagrange:
             weight = args.cql_alpha * self.log_multiplier.exp().clamp(max=1e6)
             excess = gap - args.cql_gap
@@ -414,7 +414,7 @@ class Agent(nn.Module):
 
         metrics = {"td_loss": td_loss, "cql_gap": gap.mean(), "cql_weight": weight}
         metrics |= {"bound_rate": below.float().mean(), "q": q.mean()}
-        metrics |= {"mc_return": mc_returns.mean()}
+        metrics |= {"mc_return": returns.mean()}
         loss = td_loss + conservative + multiplier_loss
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
@@ -1181,8 +1181,9 @@ class Run:
         if taken_at != ("online", 0):
             fail(f"{path} is no offline.pt: it was taken at {taken_at[0]} step {taken_at[1]}")
         before, now = state["args"] | state, vars(self.args) | self.identity
-        same = ["gamma", "reward_scale", "reward_bias", "normalize_returns", "infinite_horizon"]
-        for key in ["networks", "dataset_id", *same, "success_ends_episode", "layer_norm", "data"]:
+        same = ["networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "layer_norm"]
+        same += ["normalize_returns", "infinite_horizon", "success_ends_episode", "max_latent"]
+        for key in [*same, "data"]:
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
         own = self.state()
@@ -1345,8 +1346,7 @@ def resumed_args(argv: list[str], path: str) -> Args:
         fail(f"{path}: only the latest.pt of a run can be resumed")
     strange = saved["args"].keys() ^ {field.name for field in dataclasses.fields(Args)}
     if strange:
-        strange = ", ".join(sorted(map(str, strange)))
-        fail(f"{path} is of another version of {SCRIPT.name}: {strange}")
+        fail(f"{path} is of another version of {SCRIPT.name}: {sorted(map(str, strange))}")
     before = Args(**saved["args"])
     check_ranges(before)
     # A module that a file names is imported only if the command line names it, too.

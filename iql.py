@@ -1016,8 +1016,9 @@ class Run:
         if taken_at != ("online", 0):
             fail(f"{path} is no offline.pt: it was taken at {taken_at[0]} step {taken_at[1]}")
         before, now = state["args"] | state, vars(self.args) | self.identity
-        same = ["gamma", "reward_scale", "reward_bias", "normalize_returns", "infinite_horizon"]
-        for key in ["networks", "dataset_id", *same, "success_ends_episode", "layer_norm", "data"]:
+        same = ["networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "layer_norm"]
+        same += ["normalize_returns", "infinite_horizon", "success_ends_episode", "max_latent"]
+        for key in [*same, "data"]:
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
         own = self.state()
@@ -1180,8 +1181,7 @@ def resumed_args(argv: list[str], path: str) -> Args:
         fail(f"{path}: only the latest.pt of a run can be resumed")
     strange = saved["args"].keys() ^ {field.name for field in dataclasses.fields(Args)}
     if strange:
-        strange = ", ".join(sorted(map(str, strange)))
-        fail(f"{path} is of another version of {SCRIPT.name}: {strange}")
+        fail(f"{path} is of another version of {SCRIPT.name}: {sorted(map(str, strange))}")
     before = Args(**saved["args"])
     check_ranges(before)
     # A module that a file names is imported only if the command line names it, too.

@@ -7,8 +7,9 @@ O3F's search on top of IQL; the average score over 12 tasks that O3F's paper rep
 LAPO learns to reconstruct the data's actions with a conditional VAE, in which a good action (see w
 below) counts nine times as much as another one (with kappa 0.9), so that its latent codes come to
 stand for good actions. A policy is trained to give codes whose actions the critics value highly.
-The actions stay near the data, because the decoder can only say what it has learned. All networks
-see z-scores of observations and actions, by the data's mean and spread.
+The decoder can only say what it has learned, which is meant to keep the actions near the data; some
+leave the action box all the same (docs/o3f_lapo.md). All networks see z-scores of observations and
+actions, by the data's mean and spread.
 
 For a transition (s, a, r, s', d), d = 1 at a true end, critics Q_j, j <= --num-critics, a value V,
 encoder enc, decoder dec, latent policy p, and slowly following copies (target networks) Qt_j, dect
@@ -22,6 +23,7 @@ and pt of critics, decoder and policy:
     CVAE      L_VAE = E[ w (|dec(s, z) - a|^2 + beta KL) ]   z = mu + sd eps, (mu, sd) = enc(s, a)
               KL = sum_k (mu_k^2 + sd_k^2 - 1 - log sd_k^2) / 2
     policy    L_p = -E[ mean_j Q_j(s, dect(s, p(s))) ]       entries of p(s) in +-z_max, by a tanh
+    targets   Qt_j <- (1 - tau) Qt_j + tau Q_j;              dect and pt alike
 
 eps: standard normal. low = min(0, lowest r / (1 - gamma)), high = max(0, highest r / (1 - gamma));
 with --single-reward (mazes: the only reward is at the goal) high = max(0, highest r). L_Q trains
@@ -58,16 +60,17 @@ where the papers are silent, and our deviations:
     target critics have followed when w is computed; in LAPO's code all targets follow last.
  4. low and high enclose 0, because an episode may end, and rewards online widen them. What never
     varies in the data is only centred; LAPO's code adds 1e-6 to every spread. Means, spreads and
-    the scale of rewards stay the data's. Its actions are clipped to +-(1 - 1e-5).
+    the scale of rewards stay the data's. The data's actions are clipped to +-(1 - 1e-5).
  5. w has two levels, as in LAPO's code. In its paper, as we remember it, w is exponential in the
     advantage.
  6. The critics, not their targets, score the candidates, which are clipped before; b is not among
     them and is clipped first (LAPO's code leaves that to the environment). b is not drawn: LAPO's
     policy is deterministic. sigma is in the units of the box [-1, 1], not of z-scores. std is the
     population's. Evaluation leaves the search out.
- 7. Settings. Pointmaze has antmaze's with maze2d's beta; Adroit, which LAPO did not run, has
-    kitchen's; sigma of these two is ours. So are evaluations and budgets: those of locomotion and
-    pointmaze are for a CPU, all others have the 500k steps online that O3F shows (for halfcheetah).
+ 7. Settings. Ant has the other locomotion tasks', Adroit kitchen's, pointmaze antmaze's with
+    maze2d's beta; sigma of these three is ours. So are evaluations and budgets: those of locomotion
+    and pointmaze are for a CPU; all others have LAPO's 1M updates offline and the 500k steps online
+    that O3F shows (for halfcheetah).
  8. Mazes: observations hold the desired goal too; episodes end at the first success, in data and
     environment. The last transition of a timed-out episode is kept.
  9. Matrix products may round their inputs (bfloat16, TF32); --matmul-precision highest forbids it.
@@ -1197,8 +1200,9 @@ class Run:
         if taken_at != ("online", 0):
             fail(f"{path} is no offline.pt: it was taken at {taken_at[0]} step {taken_at[1]}")
         before, now = state["args"] | state, vars(self.args) | self.identity
-        same = ["gamma", "reward_scale", "reward_bias", "normalize_returns", "infinite_horizon"]
-        for key in ["networks", "dataset_id", *same, "success_ends_episode", "layer_norm", "data"]:
+        same = ["networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "layer_norm"]
+        same += ["normalize_returns", "infinite_horizon", "success_ends_episode", "max_latent"]
+        for key in [*same, "data"]:
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
         own = self.state()
@@ -1361,8 +1365,7 @@ def resumed_args(argv: list[str], path: str) -> Args:
         fail(f"{path}: only the latest.pt of a run can be resumed")
     strange = saved["args"].keys() ^ {field.name for field in dataclasses.fields(Args)}
     if strange:
-        strange = ", ".join(sorted(map(str, strange)))
-        fail(f"{path} is of another version of {SCRIPT.name}: {strange}")
+        fail(f"{path} is of another version of {SCRIPT.name}: {sorted(map(str, strange))}")
     before = Args(**saved["args"])
     check_ranges(before)
     # A module that a file names is imported only if the command line names it, too.

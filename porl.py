@@ -13,7 +13,8 @@ a temperature alpha:
                  each on a batch of its own:
                  L_Q = mean_i E[ (y - Q_i(s, a))^2 ],  then  Qt_i <- (1 - tau) Qt_i + tau Q_i
                  y = r + gamma (1 - d) min_j Qt_j(s', n),  n ~ pi(. | s'),  j: two random critics
-    stage B      acting and critics as before; then once per step, on all these batches together:
+    stage B      the same without the floor (see below), in acting and in n; then once per step,
+                 on all these batches together:
                  L_pi = E[ alpha log pi(b | s) - min_i Q_i(s, b) ],  b ~ pi(. | s),  i: all critics
                  L_alpha = -log(alpha) E[ log pi(b | s) - dim(a) ],  dim(a): entries of an action
 
@@ -31,14 +32,14 @@ batch online holds offline data. The policy may come from a run of cal_ql.py or 
 (--offline-checkpoint). As others summarize it, the paper compares three ways to begin with Q:
 --q-init presample (PORL), random, and offline (the checkpoint's critics, moments and alpha go on:
 WSRL, but for the floor in stage A). With the latter two nothing learns in stage A.
-Parent: wsrl.py; `diff wsrl.py porl.py` is the method. Measured: docs/porl.md, with commands and
-curves.
+Parent: wsrl.py; `diff wsrl.py porl.py` is the method. Measured: docs/porl.md.
 
 What deviates from the paper cannot be listed: only its abstract and summaries by others could be
 read, and no code of the authors is known. The summaries report two stages (pre-sampling and
 update), SAC, cloned policies, and the three ways to begin with Q. All else is our choice:
- 1. The form of SAC (no entropy in y), networks, sizes, learning rates and rewards are wsrl.py's.
-    All budgets are ours, and the 5,000 steps of stage A, which count as environment steps.
+ 1. The form of SAC (no entropy in y), networks, sizes, learning rates, rewards and budgets are
+    wsrl.py's (antmaze's offline phase is shorter). The 5,000 steps of stage A count as environment
+    steps.
  2. Stage A: critics learn once the buffer holds more than the batches of one step, as often as in
     stage B. Its length is fixed; there is no further training at its end.
  3. Behaviour cloning: maximum likelihood, the data's actions clipped to +-0.999, --min-std 0.1.
@@ -147,12 +148,12 @@ class Args:
     min_std: Annotated[float, 1e-9, 1.0] = 0.1  # lowest std until stage B; 1e-9: none
     q_init: Literal["presample", "random", "offline"] = "presample"  # what stage B begins with
     initial_alpha: Annotated[float, 1e-6, 1e3] = 0.1  # alpha at the switch; not with q-init offline
-    infinite_horizon: bool = False  # logged mc_return of a cut episode: its last reward goes on
+    infinite_horizon: bool = False  # must be that of a cal_ql.py or wsrl.py --offline-checkpoint
 
 
 # Settings by family, the second-to-last part of a data set's id. They are defaults: a flag wins.
-# In spite of the name none is the paper's: networks and rewards are wsrl.py's, so that its
-# checkpoints fit; the budgets are ours.
+# In spite of the name none is the paper's: they are wsrl.py's, networks and rewards so that its
+# checkpoints fit; antmaze's offline phase is shorter.
 ONLINE = {"online_steps": 500_000, "checkpoint_every": 50_000}
 ANTMAZE = {"critic_layers": 4, "offline_steps": 250_000, "eval_episodes": 20} | ONLINE
 ADROIT = {"hidden": 512, "critic_layers": 3, "offline_steps": 20_000} | ONLINE
@@ -169,8 +170,8 @@ PAPER_SETTINGS = {
     "pointmaze": MAZE | POINTMAZE,
 }
 
-NETWORKS = "cql"  # an offline.pt of cal_ql.py or wsrl.py fits, if sizes and rewards are equal
-ONLINE_ONLY = ("critic", "log_")  # begin at the switch; no offline.pt of this script has them
+NETWORKS = "cql"  # scripts with this word may take each other's offline.pt: their pages say when
+ONLINE_ONLY = ("critic", "log_alpha", "log_multiplier")  # how names begin; not in our offline.pt
 METRICS = ["bc_loss", "std", "mc_return"]
 KEYS = [f"offline/{name}" for name in METRICS]  # in metrics.csv
 KEYS += ["online/td_loss", "online/q", "online/actor_loss", "online/alpha", "online/entropy"]
@@ -373,8 +374,8 @@ class Agent(nn.Module):
         """Negative log-likelihood of the data's actions; and what to log."""
         mean, log_std = self.actor(batch["obs"], floored=True)  # (B, act_dim) each
         actions = batch["actions"].clamp(-0.999, 0.999)  # at 1, atanh is infinite
-        noise = (torch.atanh(actions) - mean) / log_std.exp()
-        normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        z = (torch.atanh(actions) - mean) / log_std.exp()
+        normal = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
         log_slope = torch.log1p(-actions.square())  # of the tanh
         loss = -(normal - log_slope).sum(-1).mean()
         metrics = {"bc_loss": loss, "std": log_std.exp().mean()}
@@ -475,16 +476,18 @@ def main(args: Args) -> None:
     columns, ends, task, references = load_data(args)
     env, eval_env = make_env(task), make_env(task)
     columns["rewards"] = args.reward_scale * columns["rewards"] + args.reward_bias
+    # Only logged here. But it is part of the data's check sum, which an --offline-checkpoint holds.
     columns["mc_returns"] = mc_returns(columns["rewards"], columns["terminations"], ends, args)
     buffer = ReplayBuffer(columns, args.online_steps, device)
     agent = Agent(columns["obs"].shape[1], columns["actions"].shape[1], args, device)
     if args.q_init == "offline" and args.resume is None:
         agent.take_critics(args.offline_checkpoint)
-    # The policy rests in stage A; nothing learns until the buffer holds the batches of an update.
+    # Updates wait for more rows than one of them draws; but for presample, also for stage A's end.
     new_rows = args.utd_ratio * args.batch_size
-    idle = max(args.presample_steps, new_rows)
-    if 0 < args.online_steps <= idle:
-        print(f"note: the policy makes no update: it rests for the first {idle} steps online")
+    rest = max(args.presample_steps, new_rows)  # the policy's
+    idle = new_rows if args.q_init == "presample" else rest
+    if 0 < args.online_steps <= rest:
+        print(f"note: the policy makes no update: it rests for the first {rest} steps online")
     if args.q_init == "presample" and args.presample_steps <= new_rows:
         print(f"note: no critic learns in stage A: it must be longer than {new_rows} steps")
     run = Run(args, agent, buffer, references)
@@ -518,7 +521,7 @@ def main(args: Args) -> None:
         transition |= {"next_obs": next_obs, "terminations": terminated}
         buffer.add(**transition, mc_returns=0)  # nothing online asks for its return
         obs = next_obs
-        if step > idle or (args.q_init == "presample" and step > new_rows):
+        if step > idle:
             batches = []
             for _ in range(args.utd_ratio):
                 batches.append(buffer.sample(args.batch_size, offline_ratio=0.0))
@@ -1190,8 +1193,9 @@ class Run:
         if taken_at != ("online", 0):
             fail(f"{path} is no offline.pt: it was taken at {taken_at[0]} step {taken_at[1]}")
         before, now = state["args"] | state, vars(self.args) | self.identity
-        same = ["gamma", "reward_scale", "reward_bias", "normalize_returns", "infinite_horizon"]
-        for key in ["networks", "dataset_id", *same, "success_ends_episode", "layer_norm", "data"]:
+        same = ["networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "layer_norm"]
+        same += ["normalize_returns", "infinite_horizon", "success_ends_episode", "max_latent"]
+        for key in [*same, "data"]:
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
         own = self.state()
@@ -1354,8 +1358,7 @@ def resumed_args(argv: list[str], path: str) -> Args:
         fail(f"{path}: only the latest.pt of a run can be resumed")
     strange = saved["args"].keys() ^ {field.name for field in dataclasses.fields(Args)}
     if strange:
-        strange = ", ".join(sorted(map(str, strange)))
-        fail(f"{path} is of another version of {SCRIPT.name}: {strange}")
+        fail(f"{path} is of another version of {SCRIPT.name}: {sorted(map(str, strange))}")
     before = Args(**saved["args"])
     check_ranges(before)
     # A module that a file names is imported only if the command line names it, too.

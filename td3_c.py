@@ -34,7 +34,7 @@ each). From step --batch-size on, there is one update per step.
 What does not change: networks and targets go on as they are, so D begins with the lag that pit has
 from the offline phase. Observations are standardized with the mean and deviation (plus 1e-3) of the
 data set.
-Parent: none, the root of its family. (docs/td3_c.md)
+Parent: none, the root of its family. Measured: docs/td3_c.md, with commands and curves.
 
 Deviations. No code of the authors is known, and of the paper only its abstract and beginning could
 be read. That the online procedure is a cautious one is theirs. That each step is constrained, by
@@ -275,8 +275,9 @@ class Agent(nn.Module):
         self.critic = Critic(2, obs_dim, act_dim)
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        inverse_softplus = args.initial_multiplier + math.log(-math.expm1(-args.initial_multiplier))
-        self.eta = nn.Parameter(torch.tensor(inverse_softplus))
+        # log(e^m - 1), whose softplus is m, written so that nothing overflows.
+        initial_eta = args.initial_multiplier + math.log(-math.expm1(-args.initial_multiplier))
+        self.eta = nn.Parameter(torch.tensor(initial_eta))
         self.register_buffer("obs_mean", torch.zeros(obs_dim))
         self.register_buffer("obs_std", torch.ones(obs_dim))
         self.to(device)
@@ -1091,8 +1092,9 @@ class Run:
         if taken_at != ("online", 0):
             fail(f"{path} is no offline.pt: it was taken at {taken_at[0]} step {taken_at[1]}")
         before, now = state["args"] | state, vars(self.args) | self.identity
-        same = ["gamma", "reward_scale", "reward_bias", "normalize_returns", "infinite_horizon"]
-        for key in ["networks", "dataset_id", *same, "success_ends_episode", "layer_norm", "data"]:
+        same = ["networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "layer_norm"]
+        same += ["normalize_returns", "infinite_horizon", "success_ends_episode", "max_latent"]
+        for key in [*same, "data"]:
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
         own = self.state()
@@ -1255,8 +1257,7 @@ def resumed_args(argv: list[str], path: str) -> Args:
         fail(f"{path}: only the latest.pt of a run can be resumed")
     strange = saved["args"].keys() ^ {field.name for field in dataclasses.fields(Args)}
     if strange:
-        strange = ", ".join(sorted(map(str, strange)))
-        fail(f"{path} is of another version of {SCRIPT.name}: {strange}")
+        fail(f"{path} is of another version of {SCRIPT.name}: {sorted(map(str, strange))}")
     before = Args(**saved["args"])
     check_ranges(before)
     # A module that a file names is imported only if the command line names it, too.

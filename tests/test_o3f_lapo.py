@@ -711,6 +711,9 @@ def test_one_pretraining_serves_all_arms(capsys):
     with pytest.raises(SystemExit):
         run("--run-name", "refused", "--offline-checkpoint", "runs/iql/offline.pt")
     assert "does not fit: its networks is iql, not lapo" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # its codes would mean other actions
+        run("--run-name", "bound", "--max-latent", "0.5", "--offline-checkpoint", str(start))
+    assert "does not fit: its max_latent is 2.0, not 0.5" in capsys.readouterr().err
 
 
 def paid(reward, dataset_id):

@@ -63,7 +63,7 @@ FIGURES["jsrl_finetune_learner"] = ("jsrl_finetune.csv", "learner")
 BLOCK = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])(?<!\w-)\d[\d,_]*(?:\.\d+)?(?!\w)")
-RESULTS_AT_TOP = re.DOTALL | re.MULTILINE
+RESULTS_AT_TOP = re.compile(r"^- \*\*(?:Here|Cost):\*\*.*?(?=\n- |\n\n)", re.DOTALL | re.MULTILINE)
 VERSIONS = re.compile(r"PyTorch [\d.]+|\d{4}-\d\d-\d\d|\]\(.*?\)")  # and where links lead
 
 
@@ -98,17 +98,23 @@ class Run:
 Runs = dict[tuple[str, str], dict[int, Run]]  # (data set, arm) -> seed -> run
 
 
+def plan_of(name: str) -> str:
+    """The experiment that CSVs belong to: "..._first" are runs of it that were made again."""
+    return name.removesuffix("_first")
+
+
 def read(name: str) -> Runs:
     """All runs of an experiment; empty if it has not been run.
 
     Runs of one arm that were told different things make no table: ValueError.
     """
+    plan = plan_of(name)
     runs: Runs = {}
     told: dict[tuple[str, str], str] = {}  # (data set, tag) -> arguments
 
     def run_of(row: dict[str, str]) -> Run:
-        is_offline = name in EXPERIMENTS and row["tag"] == offline_tag(name)
-        arm = "offline" if is_offline else row["tag"].removeprefix(f"{name}-")
+        is_offline = plan in EXPERIMENTS and row["tag"] == offline_tag(plan)
+        arm = "offline" if is_offline else row["tag"].removeprefix(f"{plan}-")
         return runs.setdefault((row["dataset"], arm), {}).setdefault(int(row["seed"]), Run())
 
     for row in read_table(RESULTS / f"{name}.csv"):
@@ -200,16 +206,19 @@ def training_return(run: Run, arms: dict[str, Run]) -> float:
     return statistics.fmean(run.returns)
 
 
+def lowest_mean(returns: list[float]) -> float:
+    """Of ten in a row."""
+    return min(statistics.fmean(returns[i : i + 10]) for i in range(len(returns) - 9))
+
+
 def lowest_ten(run: Run, arms: dict[str, Run]) -> float:
     """Lowest mean return of ten training episodes in a row, in per cent of the guide's mean."""
-    means = [statistics.fmean(run.returns[i : i + 10]) for i in range(len(run.returns) - 9)]
-    return 100 * min(means) / statistics.fmean(arms["guide"].returns)
+    return 100 * lowest_mean(run.returns) / statistics.fmean(arms["guide"].returns)
 
 
 def lowest_of_switch(run: Run, arms: dict[str, Run]) -> float:
     """Lowest mean return of ten training episodes in a row, in per cent of that at the switch."""
-    means = [statistics.fmean(run.returns[i : i + 10]) for i in range(len(run.returns) - 9)]
-    return 100 * min(means) / at_switch(arms["offline"].evaluated)
+    return 100 * lowest_mean(run.returns) / at_switch(arms["offline"].evaluated)
 
 
 def mean_in_warmup(run: Run, arms: dict[str, Run]) -> float:
@@ -281,6 +290,17 @@ def return_between(run: Run, arms: dict[str, Run], first: int, last: int) -> flo
     return statistics.fmean(value for step, value in pairs if first < step <= last)
 
 
+def success_between(run: Run, arms: dict[str, Run], first: int, last: int) -> float:
+    """Share of the training episodes that reach the goal, in per cent, steps {} to {}."""
+    pairs = zip(run.ended, run.returns, strict=True)
+    return 100 * statistics.fmean(float(value > 0) for step, value in pairs if first < step <= last)
+
+
+def lowest_of_last(run: Run, arms: dict[str, Run]) -> float:
+    """Lowest mean return of ten training episodes, in per cent of the last evaluation offline."""
+    return 100 * lowest_mean(run.returns) / arms["offline"].evaluated[0]
+
+
 def q_at(run: Run, arms: dict[str, Run], step: int) -> float:
     """Mean of Q over the batch that was logged last before step {}."""
     return run.q[step]
@@ -317,6 +337,8 @@ LOOKED_AT = {
         lowest_score,
         first_full,
         return_between,
+        success_between,
+        lowest_of_last,
         q_at,
         new_policy_share,
         last_stage,
@@ -328,16 +350,16 @@ LOOKED_AT = {
 # ---- preconditions: a sentence and whether it holds, per data set
 
 
-def probed(name: str, dataset: str, kind: str = "probe") -> dict[str, dict[int, float]]:
+def probed(name: str, dataset: str) -> dict[str, dict[int, float]]:
     """What the probe found in offline checkpoints, of planned seeds: {name: {seed: value}}.
 
-    Success is in per cent. Of kind "probe_first" are probes of offline phases that were made anew
-    before the arms were run.
+    Success is in per cent.
     """
-    percent = PRECONDITIONS[name] is search_helps and "pointmaze" in dataset
+    plan = plan_of(name)
+    percent = PRECONDITIONS[plan] is search_helps and "pointmaze" in dataset
     found: dict[str, dict[int, float]] = {}
-    for row in read_table(RESULTS / f"{name}_{kind}.csv"):
-        if row["dataset"] == dataset and int(row["seed"]) < EXPERIMENTS[name].seeds:
+    for row in read_table(RESULTS / f"{name}_probe.csv"):
+        if row["dataset"] == dataset and int(row["seed"]) < EXPERIMENTS[plan].seeds:
             value = float(row["value"]) * (100 if percent else 1)
             found.setdefault(row["name"], {})[int(row["seed"])] = value
     return found
@@ -474,8 +496,8 @@ def measured(
         for seed, run in sorted(runs.get((dataset, arm), {}).items()):
             known = [*experiment.arms, "offline"]
             same_seed = {other: runs.get((dataset, other), {}).get(seed) for other in known}
-            complete = run.scores and None not in same_seed.values()  # seeds that have every arm
-            if complete and seed < experiment.seeds:
+            has_every_arm = run.scores and None not in same_seed.values()
+            if has_every_arm and seed < experiment.seeds:
                 function, *numbers = measure.split(":")
                 value = (MEASURES | LOOKED_AT)[function](run, same_seed, *map(int, numbers))
                 found.setdefault(arm, {})[seed] = value
@@ -615,10 +637,8 @@ def experiment_table(name: str) -> list[str]:
             word = {True: "holds", False: "does not hold", None: "is open"}[holds]
             lines += [f"`{dataset}`: the precondition {word} ({words}).", ""]
         if not measured(experiment, runs, dataset, main):
-            word = "no seed has run all arms yet"
-            if holds is False:
-                word = "it does not hold, so the arms need not be run"
-            lines += [f"`{dataset}`: {word}.", ""]
+            if holds is not False:
+                lines += [f"`{dataset}`: no seed has run all arms yet.", ""]
             continue
         for measure in dict.fromkeys(claim.measure for claim in experiment.claims):
             pairs = [claim.pair for claim in experiment.claims if claim.measure == measure]
@@ -637,7 +657,7 @@ def experiment_table(name: str) -> list[str]:
 
 def looked_table(name: str, measure: str, *arms: str) -> list[str]:
     """A measure that was looked at when runs had been seen; of two arms, their difference, too."""
-    experiment, runs = EXPERIMENTS[name], read(name)
+    experiment, runs = EXPERIMENTS[plan_of(name)], read(name)
     lines = [f"Looked at afterwards: {words_of(measure)}.", ""]
     for dataset in experiment.datasets:
         numbers = measured(experiment, runs, dataset, measure, arms)
@@ -646,11 +666,11 @@ def looked_table(name: str, measure: str, *arms: str) -> list[str]:
     return lines[:-1]
 
 
-def probe_table(name: str, kind: str = "probe") -> list[str]:
-    """What the probe of search_helps() found with each seed's frozen critics; see probed()."""
+def probe_table(name: str) -> list[str]:
+    """What the probe of search_helps() found with each seed's frozen critics."""
     lines = ["Frozen critics, seed by seed:", ""]
-    for dataset in EXPERIMENTS[name].datasets:
-        found = probed(name, dataset, kind)
+    for dataset in EXPERIMENTS[plan_of(name)].datasets:
+        found = probed(name, dataset)
         if found:
             lines += [*table_rows(dataset, found, search_against(found)), ""]
     return lines[:-1]
@@ -895,7 +915,7 @@ def speed_table(*words: str) -> list[str]:
         cells = []
         for values in (blocks.values(), [first[block] / ms for block, ms in blocks.items()]):
             cells += [min(values), statistics.median(values), max(values)]
-        lines.append(f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
+        lines.append(f"| {name} | {' | '.join(f'{number:.2f}' for number in cells)} |")
     return lines
 
 
@@ -980,13 +1000,26 @@ def draw_demo() -> None:
 def table(words: str) -> list[str]:
     """The lines that belong below `<!-- table: words -->`."""
     kind, *rest = words.split()
-    makers = {"runs": runs_table, "demo": demo_table, "claims": claims_table}
-    makers |= {"verdicts": verdicts_table}
-    makers |= {"last-ten": last_ten_table, "soak": soak_table}
-    makers |= {"losses": losses_table, "speed": speed_table, "comparison": comparison_table}
-    makers |= {"costs": costs_table, "experiment": experiment_table, "lapo-values": lapo_table}
-    makers |= {"looked": looked_table, "probe": probe_table, "settings": settings_table}
-    return makers[kind](*rest)
+    return MAKERS[kind](*rest)
+
+
+MAKERS = {
+    "claims": claims_table,
+    "comparison": comparison_table,
+    "costs": costs_table,
+    "demo": demo_table,
+    "experiment": experiment_table,
+    "lapo-values": lapo_table,
+    "last-ten": last_ten_table,
+    "looked": looked_table,
+    "losses": losses_table,
+    "probe": probe_table,
+    "runs": runs_table,
+    "settings": settings_table,
+    "soak": soak_table,
+    "speed": speed_table,
+    "verdicts": verdicts_table,
+}
 
 
 # ---- running text
@@ -1000,7 +1033,7 @@ def untraced(page: str) -> list[str]:
     the numbers of the experiment's entry are known, too.
     """
     _, _, text = page.partition("\n## Measured\n")
-    text += "".join(re.findall(r"^- \*\*(?:Here|Cost):\*\*.*?(?=\n- |\n\n)", page, RESULTS_AT_TOP))
+    text += "".join(RESULTS_AT_TOP.findall(page))
     found = unknown_numbers(text, page)
     for section in re.split(r"^## ", page, flags=re.MULTILINE):
         name = section.partition("\n")[0]

@@ -25,8 +25,9 @@ one update per step, with the same losses and lambda. Adam's moments carry over.
 there, as figure 3 of O3F's paper (see o3f.py) does from 1 to 0.1, start a second run from the first
 one's offline.pt: see the last two commands.
 
-Parent: iql.py; `diff iql.py awac.py` is the method and two things of CORL: a third hidden layer,
-standardized observations. (The log has one column more.) Measured: docs/awac.md, with commands.
+Parent: iql.py; `diff iql.py awac.py` is the method and two things of CORL, a third hidden layer and
+standardized observations; it leaves out what only IQL has (V, dropout, scaled returns, a decayed
+learning rate), and logs clipped_share instead of V's loss. Measured: docs/awac.md, with commands.
 
 Deviations from CORL (github.com/tinkoff-ai/CORL), whose scores are the reference:
  1. Both losses see the networks as before the step, as in the authors' code
@@ -282,20 +283,21 @@ class Agent(nn.Module):
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Sum of the losses, each with gradients to its own network; and what to log."""
         args = self.args
-        obs, actions = self.standardized(batch["obs"]), batch["actions"]
-        next_obs = self.standardized(batch["next_obs"])
-        q = self.critic(obs, actions)  # (E, B)
+        obs, actions = batch["obs"], batch["actions"]
+        seen = self.standardized(obs)
+        next_seen = self.standardized(batch["next_obs"])
+        q = self.critic(seen, actions)  # (E, B)
         with torch.no_grad():
             next_actions = self.act(batch["next_obs"], deterministic=False)
-            next_v = self.critic_target(next_obs, next_actions).amin(0)  # (E, B) -> (B,)
+            next_v = self.critic_target(next_seen, next_actions).amin(0)  # (E, B) -> (B,)
             td_target = batch["rewards"] + args.gamma * (1 - batch["terminations"]) * next_v
-            policy_actions = self.act(batch["obs"], deterministic=False)
-            v = self.critic(obs, policy_actions).amin(0)
-            u = q.amin(0) - v  # the advantage of the data's action
+            policy_actions = self.act(obs, deterministic=False)
+            v = self.critic(seen, policy_actions).amin(0)  # what the policy is worth, by one sample
+            u = q.amin(0) - v  # the advantage of the batch's action
             weight = torch.exp(u / args.awac_lambda).clamp(max=100.0)  # no action may dominate
             clipped_share = (weight == 100.0).float().mean()
 
-        actor_loss = -(weight * self.actor.log_prob(obs, actions)).mean()
+        actor_loss = -(weight * self.actor.log_prob(seen, actions)).mean()
         critic_loss = (q - td_target).square().mean(1).sum()
 
         metrics = {"critic_loss": critic_loss, "actor_loss": actor_loss}

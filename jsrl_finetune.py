@@ -10,7 +10,11 @@ task if there are any:
                  h_k = H (1 - k/n) at stage k, rounded and below H; h_0 = infinity
     learn        IQL's losses on the steps of guide and learner; of each batch, --offline-ratio is
                  offline data, the rest from the newest --online-window steps (both as in JSRL);
-                 one update per step, as soon as a batch of online steps is there
+                 one update per step, as soon as a batch of online steps is there:
+                 L_V = E[ |e - 1(u < 0)| u^2 ],  u = min_i Qt_i(s, a) - V(s),  e: --expectile
+                 L_A = -E[ min(exp(beta u), 100) log pi(a | s) ],  pi: the learner's policy
+                 L_Q = sum_i E[ (r + gamma (1 - d) V(s') - Q_i(s, a))^2 ],  d = 1 at a true end
+                 target critics: Qt_i <- (1 - tau) Qt_i + tau Q_i
 
 --schedule tells when to hand over more:
 
@@ -19,20 +23,22 @@ task if there are any:
                  advance (k + 1) if mu - z_advance SE >= threshold
                  retreat (k - 1) if mu + z_retreat SE < threshold, else hold
                  threshold = J_g - tolerance |J_g - J_r|, SE = sqrt(s^2 / m + SE_g^2)
-                 if all returns are 0 or 1: threshold = J_g - tolerance, and the bounds of mu are
-                 J_g + Newcombe's bounds of mu - J_g
+                 if all returns are 0 or 1: threshold = J_g - tolerance, and the two bounds are
+                 J_g + (Newcombe's bounds of the difference mu - J_g)
     curriculum   JSRL: after each evaluation of guide and learner acting together, advance if the
                  mean of the last 5 is at least best - tolerance |best|; never retreat
                  best: the highest such mean so far, at first J_g
     random       JSRL: h drawn for every episode from h_1 ... h_n (evaluations take them in turn)
-    direct       no guide: the learner alone from the first step, without a stage 0
+    direct       no guide: the learner alone from the first step, without a stage 0. It is not
+                 iql.py: batches are mixed, and updates begin, as above
 
     mu, s, m     mean, spread (at least a quarter of the guide's) and number of those returns
     J_g, SE_g    mean return of the guide's own episodes, and its standard error
     J_r          a random policy's mean return; 0 if the data do not tell it
 
-What changes at the switch: guide and learner part, and a decayed learning rate is full again
-(--init cold: all networks of the learner are new). Stage 0 comes first: the guide acts alone, for
+What changes at the switch: the policy is copied. The frozen copy is the guide; the policy itself is
+the learner's, with critics, V and Adam's moments as they are (--init cold: all of these are new). A
+decayed learning rate is full again. Stage 0 comes first: the guide acts alone, for
 --calibration-episodes (at least --min-episodes); critic and value train, the learner's policy does
 not. Stage 1 follows without a test. A retreat to stage 0 adds --min-episodes of the guide, and the
 policy trains on. eval/... is now guide and learner together, eval_learner/... the learner alone.
@@ -41,11 +47,11 @@ The jump start is Uchendu et al., ICML 2023, arXiv 2204.02372. `automatic` has t
 White, White, Fine-Tuning without Performance Degradation, arXiv 2505.00913, whose exact gate we
 could not read (only the abstract and part of the introduction). From there: a gradual hand-over
 after a jump start, by online estimates. The test, its numbers and the retreat are ours.
-Parent: iql.py; `diff iql.py jsrl_finetune.py` is the method. Measured: docs/jsrl_finetune.md, with
-commands, seeds and curves.
+Parent: iql.py; `diff iql.py jsrl_finetune.py` is the method. Measured: docs/jsrl_finetune.md.
 
 Deviations from JSRL (no code of its authors for this part is known):
- 1. H comes from the episodes of stage 0, which count as steps; theirs from 100 that do not count.
+ 1. H comes from the episodes of stage 0, which count as steps, and in which critic and value train;
+    theirs from 100 that do not count, without training.
  2. --init warm is the default (the aim is not to lose the offline level); their main table is cold.
  3. The curriculum decides every --eval-every steps (theirs: 10,000); its tolerance is ours, and so
     is that `best` starts as the guide's mean return.
@@ -144,7 +150,7 @@ class Args:
     init: Literal["warm", "cold"] = "warm"  # the learner starts as the guide, or from new networks
     stages: Annotated[int, 1, 10**6] = 10  # n, from the guide alone to the learner alone
     calibration_episodes: Annotated[int, 2, 10**6] = 10  # of the guide alone, before stage 1
-    min_episodes: Annotated[int, 2, 10**6] = 5  # of a stage, with the learner in them, to decide
+    min_episodes: Annotated[int, 2, 10**6] = 5  # with the learner in them, before a first verdict
     window: Annotated[int, 2, 10**6] = 10  # how many returns count in a decision, a stage's newest
     z_advance: Annotated[float, 0.0, 100.0] = 0.5  # automatic: standard errors above the threshold
     z_retreat: Annotated[float, 0.0, 100.0] = 1.0  # automatic: standard errors below it
@@ -155,8 +161,8 @@ class Args:
 
 
 # Settings by family, the second-to-last part of a data set's id. They are defaults: a flag wins.
-# IQL's: section 5 and appendix B of its paper, and its authors' configs.
-# JSRL keeps them. Ours: the budgets of locomotion, and the gate's episodes in mazes.
+# IQL's paper (section 5, appendix B) and its authors' configs; JSRL keeps them. Ours: iql.py's
+# deviation 7, the online budget of locomotion, and the gate's episodes in mazes.
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 LOCOMOTION = {"expectile": 0.7, "beta": 3.0, "normalize_returns": True}
 LOCOMOTION |= {"online_steps": 250_000}
@@ -337,6 +343,11 @@ class Gate:
             return [self.horizon(stage) for stage in range(1, self.args.stages + 1)]
         return [self.horizon(self.stage)]
 
+    def draw(self, number: int) -> float:
+        """h of a training episode. The number, random but the same after a resume, decides."""
+        horizons = self.horizons()
+        return horizons[number % len(horizons)]
+
     def move(self, stage: int) -> None:
         """Enter a stage: training returns that were seen at another one no longer count."""
         self.stage = stage
@@ -347,31 +358,32 @@ class Gate:
         """Lower and upper bound of this stage's mean return, and the threshold for both.
 
         The guide's mean is an estimate, too: its error is in both bounds."""
-        args, guide = self.args, self.guide_returns
-        guide_mean = np.mean(guide)
-        if {*guide, *self.returns} <= {0.0, 1.0}:
-            lower, _ = newcombe(self.returns, guide, args.z_advance)
-            _, upper = newcombe(self.returns, guide, args.z_retreat)
-            return guide_mean + lower, guide_mean + upper, guide_mean - args.tolerance
-        mean, guide_std = np.mean(self.returns), np.std(guide, ddof=1)
+        args = self.args
+        guide_mean = np.mean(self.guide_returns)
+        if set(self.guide_returns + self.returns) <= {0.0, 1.0}:  # every return is 0 or 1
+            low, _ = newcombe(self.returns, self.guide_returns, args.z_advance)
+            _, high = newcombe(self.returns, self.guide_returns, args.z_retreat)
+            return guide_mean + low, guide_mean + high, guide_mean - args.tolerance
+        mean = np.mean(self.returns)
+        guide_std = np.std(self.guide_returns, ddof=1)
         std = max(np.std(self.returns, ddof=1), 0.25 * guide_std)  # equal returns are not certain
-        error = math.sqrt(std**2 / len(self.returns) + guide_std**2 / len(guide))
+        error = math.sqrt(std**2 / len(self.returns) + guide_std**2 / len(self.guide_returns))
         lower = mean - args.z_advance * error
         upper = mean + args.z_retreat * error
         return lower, upper, guide_mean - args.tolerance * abs(guide_mean - self.random_return)
 
     def log_row(self, estimate: float, threshold: float, verdict: int) -> dict[str, float]:
-        """What is logged of a decision; verdict 1: advance (if not at n), 0: hold, -1: retreat."""
+        """The row to log of a decision. verdict 1: advance (if not at n), 0: hold, -1: retreat."""
         row = {"online/gate_estimate": estimate, "online/gate_threshold": threshold}
         return row | {"online/gate_verdict": verdict}
 
     def after_episode(self, stats: dict, solved: bool, guide_share: float) -> dict[str, float]:
-        """Take in a finished training episode, and decide; what is to be logged."""
-        args, value = self.args, float(stats["r"])
-        self.returns.append(value)
+        """Take in a finished training episode, decide, and return what is to be logged."""
+        args = self.args
+        self.returns.append(float(stats["r"]))
         self.returns = self.returns[-args.window :]
         if self.stage == 0:
-            self.guide_returns.append(value)
+            self.guide_returns.append(float(stats["r"]))
             self.guide_lengths.append(int(stats["l"]))
             if solved:
                 self.solved_lengths.append(int(stats["l"]))
@@ -395,13 +407,13 @@ class Gate:
         bounds = {"online/gate_lower": lower, "online/gate_upper": upper}
         return bounds | self.log_row(estimate, threshold, verdict)
 
-    def after_evaluation(self, value: float) -> dict[str, float]:
-        """curriculum: take in the mean return of an evaluation, and decide; what is to be logged.
+    def after_evaluation(self, mean_return: float) -> dict[str, float]:
+        """curriculum: take in an evaluation's mean return, decide, and return what is to be logged.
 
         The last 5 may be of several stages. At stage 0 an evaluation is of the guide alone."""
         if self.args.schedule != "curriculum" or self.stage == 0:
             return {}
-        self.evaluations.append(value)
+        self.evaluations.append(mean_return)
         self.evaluations = self.evaluations[-5:]
         if len(self.evaluations) < 5:
             return {}
@@ -459,7 +471,7 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: torch.Tensor, deterministic: bool, guided: bool = False) -> torch.Tensor:
-        """Action in [-1, 1] for one observation or a batch: the policy's mean, or a sample."""
+        """Action in [-1, 1]: the guide's mean if guided, else the policy's mean or a sample."""
         if guided:
             return self.guide(obs)[0]  # its mean, always
         mean, log_std = self.actor(obs)
@@ -495,7 +507,7 @@ class Agent(nn.Module):
         self.optimizer.param_groups[0]["lr"] = learning_rate
 
     def update(self, batch: Tensors, train_actor: bool = True) -> Tensors:
-        """One gradient step on all networks, then the target critic follows."""
+        """One gradient step (if not train_actor, not of the policy), then the target follows."""
         self.optimizer.zero_grad()
         loss, metrics = self.compiled_loss(batch)
         loss.backward()
@@ -557,8 +569,9 @@ def main(args: Args) -> None:
         agent.set_actor_lr(args.learning_rate)
         run.evaluate(agent.act, eval_env)
         run.end_offline()
-    if run.step == 0:  # a later checkpoint already holds guide and gate
-        agent.jump_start(random_return=references[0] if references else 0.0)
+    if run.step == 0:  # also if it is resumed there: only later checkpoints hold guide and gate
+        random_return = references[0] if references else 0.0
+        agent.jump_start(random_return)
     gate = agent.gate
 
     # ---- online: environment steps 1, ..., online_steps
@@ -566,11 +579,11 @@ def main(args: Args) -> None:
     for step in run.steps("online"):
         length = env.episode_lengths  # so far
         if length == 0:  # an episode begins: its h is chosen
-            solved, stage = False, gate.stage
-            horizons = gate.horizons()
-            horizon = horizons[run.seed("horizon", run.episode) % len(horizons)]
-        guided = length < horizon
-        action = agent.act(torch.from_numpy(obs).to(device), False, guided).cpu().numpy()
+            solved = False
+            stage = gate.stage
+            horizon = gate.draw(run.seed("horizon", run.episode))
+        current = torch.from_numpy(obs).to(device)
+        action = agent.act(current, deterministic=False, guided=length < horizon).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
         reward = scale * float(reward) + args.reward_bias
         solved = solved or bool(info.get("success", False))

@@ -19,29 +19,30 @@ a transition (s, a, r, s', d), d = 1 at a true end, target critics Qt_i, and an 
     target    Qt_i <- (1 - tau) Qt_i + tau Q_i
 
 Each loss trains the network that it is named after; what other networks say is a constant to it.
-What changes at the switch: the actions that collect data come from the search above; all else is as
-in iql.py. --exploration gives comparators: noise (the paper's: one perturbation, no choice) and
-plain (ours: b itself). Evaluation uses the policy's mean, without the search; what the search
-achieves is online/episode_return.
+What changes at the switch: the actions that collect data come from the search above. Each
+transition joins the data; after each step there is one update, on a batch of old and new alike. A
+decayed learning rate is full again. --exploration gives comparators: noise (the paper's: one
+perturbation, no choice) and plain (ours: b itself). Evaluation uses the policy's mean, without the
+search; what the search achieves is online/episode_return.
 
 Parent: iql.py; `diff iql.py o3f.py` is the method. Measured: docs/o3f.md, with commands, seeds and
 curves.
 
 The paper is at odds with itself on omega: its section 5.3 says that omega = 1 helps on
-halfcheetah-medium and hurts on kitchen-mixed, its section 6.3 and figure 6 say the opposite. The
-default is 0.
+halfcheetah-medium and hurts on kitchen-mixed, its section 6.3 and figure 6 say the opposite.
 
 No code of the authors is known. From the paper: m = 5, N = 100, sigma, omega = 0, a sample as the
 centre. Ours, where the paper is silent, and deviations:
  1. V and the weights take the minimum over all m target critics (IQL's minimum over its two).
  2. The critics, not their target copies, score the candidates, which are clipped before: what is
-    scored is what is executed. The centre is not itself a candidate. std is the population's.
+    scored is what is executed. The centre is not itself a candidate. The paper's formula of the
+    std, as we could extract it, lacks the root.
  3. The centre is clipped to the box before it is perturbed (it is what iql.py would execute).
     --center mean is ours.
- 4. One update per environment step. sigma for Adroit and pointmaze is ours (0.05, the paper's for
-    antmaze and kitchen).
+ 4. One update per environment step. Ours is sigma for Adroit and pointmaze (0.05, the paper's for
+    antmaze and kitchen) and for ant (0.2, the paper's for the other locomotion tasks).
  5. Budgets are those of iql.py; the paper shows 500k online steps on halfcheetah. It does not say
-    how it evaluates: here without the search, at the times of iql.py.
+    how it evaluates; here it is as in iql.py.
  6. All that iql.py lists under its deviations holds here too.
 
     python o3f.py                                # bundled hopper data: 100k updates, 50k env steps
@@ -142,7 +143,7 @@ class Args:
 
 
 # Settings by family, the second-to-last part of a data set's id. They are defaults: a flag wins.
-# IQL's: section 5 and appendix B of its paper, and its authors' configs.
+# IQL's paper (section 5, appendix B) and its authors' configs; ours: iql.py's deviation 7.
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 LOCOMOTION = {"expectile": 0.7, "beta": 3.0, "normalize_returns": True}
 MAZE = {"expectile": 0.9, "beta": 10.0, "reward_bias": -1.0, "success_ends_episode": True}

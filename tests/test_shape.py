@@ -17,7 +17,7 @@ from conftest import ROOT, SCRIPTS
 import iql
 
 ALLOWED = {"filelock", "gymnasium", "h5py", "minari", "numpy", "torch", "tqdm", "tyro"}
-ABOVE = {"iql.py": 360, "jsrl_finetune.py": 600}  # lines above the line, where it is not 560
+ABOVE = {"iql.py": 360, "jsrl_finetune.py": 612}  # lines above the line, where it is not 560
 BELOW = 884  # lines that are the same in every script
 LONGEST = {"main": 75}  # lines of a function, where it is not 60: both phases at once
 
@@ -132,7 +132,7 @@ def test_every_number_has_its_range(path):
 CHANGED_LINES = {
     "o3f.py": 16,
     "pex.py": 90,
-    "jsrl_finetune.py": 220,
+    "jsrl_finetune.py": 228,
     "wsrl.py": 75,
     "awac.py": 85,
     "porl.py": 170,

@@ -170,7 +170,7 @@ PAPER_SETTINGS = {
     "pointmaze": MAZE | POINTMAZE,
 }
 
-NETWORKS = "cql"  # scripts with this word may take each other's offline.pt: their pages say when
+NETWORKS = "cql"  # scripts with this word may share an offline.pt: docs/wsrl.md, docs/porl.md
 ONLINE_ONLY = ("critic", "log_alpha", "log_multiplier")  # how names begin; not in our offline.pt
 METRICS = ["bc_loss", "std", "mc_return"]
 KEYS = [f"offline/{name}" for name in METRICS]  # in metrics.csv
@@ -482,9 +482,9 @@ def main(args: Args) -> None:
     agent = Agent(columns["obs"].shape[1], columns["actions"].shape[1], args, device)
     if args.q_init == "offline" and args.resume is None:
         agent.take_critics(args.offline_checkpoint)
-    # Updates wait for more rows than one of them draws; but for presample, also for stage A's end.
+    # With presample critics learn once there are rows enough, else nothing learns before stage B.
     new_rows = args.utd_ratio * args.batch_size
-    rest = max(args.presample_steps, new_rows)  # the policy's
+    rest = max(args.presample_steps, new_rows)  # so long the policy does not learn
     idle = new_rows if args.q_init == "presample" else rest
     if 0 < args.online_steps <= rest:
         print(f"note: the policy makes no update: it rests for the first {rest} steps online")

@@ -178,7 +178,7 @@ PAPER_SETTINGS = {
     "pointmaze": MAZE | POINTMAZE,
 }
 
-NETWORKS = "cql"  # scripts with this word may take each other's offline.pt: their pages say when
+NETWORKS = "cql"  # scripts with this word may share an offline.pt: docs/wsrl.md, docs/porl.md
 ONLINE_ONLY = ()  # parts of the agent that begin at the switch; an offline.pt is without them
 METRICS = ["td_loss", "cql_gap", "cql_weight", "bound_rate", "q", "mc_return"]
 METRICS += ["actor_loss", "alpha", "entropy"]

@@ -42,7 +42,7 @@ class Claim:
     margin: float = 0.0
     # Of a claim that nothing is lost: a difference that must lie above 0, else nothing could be.
     control: tuple[str, str] | None = None
-    changed: str = ""  # what, and when, if runs had been seen; docs/evidence.md says why
+    changed: str = ""  # what of the plan, and when; docs/evidence.md says why
 
 
 @dataclasses.dataclass

@@ -207,7 +207,7 @@ def training_return(run: Run, arms: dict[str, Run]) -> float:
 
 
 def lowest_mean(returns: list[float]) -> float:
-    """Of ten in a row."""
+    """The lowest mean of ten returns in a row."""
     return min(statistics.fmean(returns[i : i + 10]) for i in range(len(returns) - 9))
 
 
@@ -621,7 +621,7 @@ def verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
 
 
 def told_verdict(name: str, experiment: Experiment, claim: Claim, runs: Runs) -> str:
-    """The verdict, and what of the plan was changed when runs had been seen."""
+    """The verdict, and what of the plan was changed, and when."""
     note = f" ({claim.changed})" if claim.changed else ""
     return verdict(name, experiment, claim, runs) + note
 

@@ -17,7 +17,8 @@ $(VENV)/benchmark: $(VENV)/installed requirements-benchmark.txt
 
 benchmark: $(VENV)/benchmark
 
-# Every table and figure of the docs that comes from benchmark/results/.
+# The tables and figures of the docs from benchmark/results/. (Not from there: the picture of
+# docs/reading_iql.md. By hand: the tables of benchmark/gate_table.py in docs/jsrl_finetune.md.)
 tables: $(VENV)/benchmark
 	$(RUN) benchmark/tables.py
 

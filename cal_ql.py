@@ -5,10 +5,11 @@ data never tried. CQL (Kumar et al., NeurIPS 2020, arXiv 2006.04779) pushes the 
 actions down and those of the data's actions up. The learned values often end far below what the
 policy really earns. When interaction starts, even a bad action earns more than these values promise
 for a good one, so the policy turns to the bad one.
-Cal-QL stops the push at R(s), the return that the transition's own episode reached from s: a policy
-no worse than the one that recorded the data is worth that much on average, so a policy action whose
-Q lies below R(s) is left alone. For a transition (s, a, r, s', d), d = 1 at a true end, critics
-Q_i, target critics Qt_i, and N actions of each kind:
+Cal-QL stops the push at R(s), the discounted return that the transition's own episode reached from
+s: a policy no worse than the one that recorded the data is worth that much on average, so a policy
+action whose Q lies below R(s) is left alone. For a transition (s, a, r, s', d), d = 1 at a true
+end, critics Q_i, target critics Qt_i, N actions of each kind, w = --cql-alpha, g = --cql-gap, and
+two learned numbers, a multiplier m and the temperature alpha of the entropy:
 
     target    y = r + gamma (1 - d) max_k min_i Qt_i(s', n_k)      n_1 ... n_N ~ pi(. | s')
     sampled   Q_i(s, u_k),                                         u_k uniform
@@ -17,11 +18,10 @@ Q_i, target critics Qt_i, and N actions of each kind:
                                                                    over all 3 N, each with the
                                                                    density that it came from
     critic    L_Q = mean_i { E[ (y - Q_i(s, a))^2 ] + w D_i }      with --lagrange: w m (D_i - g)
-    weight    L_m = -w m mean_i (D_i - g)                          --lagrange only: m, at first
+    lagrange  L_m = -w m mean_i (D_i - g)                          --lagrange only: m, at first
                                                                    2.72, rises while mean_i D_i > g
     actor     L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ]     b ~ pi(. | s), reparameterized
-    entropy   L_alpha = -log(alpha) E[ log pi(b | s) - A ]         the target entropy is -A, with A
-                                                                   entries of an action
+    entropy   L_alpha = -log(alpha) E[ log pi(b | s) - dim(a) ]    dim(a): entries of an action
 
 There is no entropy term in y. Each loss moves its own networks only; Adam takes one step on the sum
 of all, then Qt <- (1 - tau) Qt + tau Q. --no-calibrate leaves Q as it is, without the maximum with
@@ -34,12 +34,12 @@ Parent: none, the root of its family. Measured: docs/cal_ql.md, with commands, s
 
 Deviations from the authors' code (github.com/nakamotoo/Cal-QL):
  1. One update per step, from the second episode on; the authors make an episode's updates at its
-    end, as many as it had steps.
+    end, as many as it had steps. All online transitions are kept, theirs keeps the newest million.
  2. The mean over critics instead of the sum (equal under Adam); y and the gap share the n_k, for
     which the authors draw twice.
- 3. The last transition of a timed-out episode is kept, and a time limit never cuts the bootstrap,
-    only R. With --infinite-horizon (mazes, kitchen) it does not cut R, either. In mazes theirs
-    extends R after failures only, which is the same: a success is a true end.
+ 3. The last transition of a timed-out episode is kept; the time limit cuts R, not the bootstrap.
+    With --infinite-horizon (mazes, kitchen) it does not cut R, either. In mazes theirs extends R
+    after failures only, which is the same: a success is a true end.
  4. Settings. Locomotion's are WSRL's, but for 2 critics instead of 10: CQL (--no-calibrate) with
     layer norm. Pointmaze's are ours: antmaze's rewards, but a small, fixed w, smaller critics,
     layer norm, a longer horizon, a faster policy and faster targets. Adroit's were chosen for
@@ -195,7 +195,7 @@ KEYS += ["eval/return", "eval/score", "eval/success"]
 class Ensemble(nn.Module):
     """E separate MLPs with ReLU units; one batched matmul per layer serves all.
 
-    Orthogonal weights, zero biases."""
+    Orthogonal weights (gain sqrt(2); last layer 0.01: values begin near 0), zero biases."""
 
     def __init__(self, count: int, in_dim: int, out_dim: int, layers: int, args: Args):
         super().__init__()
@@ -266,10 +266,10 @@ class Actor(nn.Module):
         """Actions (count, B, act_dim) and log-densities (count, B), with gradients through both."""
         mean, log_std = self(obs)
         noise = torch.randn(count, *mean.shape, device=mean.device)
-        u = mean + log_std.exp() * noise
+        raw = mean + log_std.exp() * noise
         normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # of the tanh; finite for any u
-        return torch.tanh(u), (normal - log_slope).sum(-1)
+        log_slope = 2 * (math.log(2) - raw - F.softplus(-2 * raw))  # of the tanh; always finite
+        return torch.tanh(raw), (normal - log_slope).sum(-1)
 
 
 class Critic(nn.Module):
@@ -332,12 +332,12 @@ class Agent(nn.Module):
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()
         self.args = args
-        weights = args.num_critics * args.critic_layers * args.hidden**2
-        check_memory(5 * 4.0 * weights, "critics, targets, gradients and moments", args)
+        count = args.num_critics * args.critic_layers * args.hidden**2  # of weights
+        check_memory(5 * 4.0 * count, "critics, targets, gradients and moments", args)
         self.actor = Actor(obs_dim, act_dim, args)
         self.critic = Critic(obs_dim, act_dim, args)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.tensor(0.0))
+        self.log_alpha = nn.Parameter(torch.tensor(0.0))  # of the entropy's temperature
         self.log_multiplier = nn.Parameter(torch.tensor(1.0))  # with --lagrange
         self.to(device)
         actor = {"params": [*self.actor.parameters(), self.log_alpha], "lr": args.actor_lr}
@@ -396,7 +396,7 @@ class Agent(nn.Module):
         if args.calibrate:
             policy_q = torch.maximum(policy_q, returns)
         if args.importance_sampling:  # each value minus the log-density of its action
-            uniform_term = uniform_q + actions.shape[1] * math.log(2)  # density 2^-A
+            uniform_term = uniform_q + actions.shape[1] * math.log(2)  # density 2^-dim(a)
             policy_term = policy_q - torch.cat([current_log_prob, next_log_prob])
             pushed = torch.cat([uniform_term, policy_term], 1)
         else:
@@ -407,7 +407,7 @@ class Agent(nn.Module):
             excess = gap - args.cql_gap
             multiplier_loss = -(weight * excess.detach()).mean()
         else:
-            weight = torch.full_like(self.log_multiplier, args.cql_alpha)
+            weight = torch.full_like(self.log_multiplier, args.cql_alpha)  # a tensor, to log
             excess = gap
             multiplier_loss = 0.0
         conservative = (weight.detach() * excess).mean()
@@ -448,7 +448,7 @@ class Agent(nn.Module):
 def mc_returns(
     rewards: np.ndarray, terminations: np.ndarray, ends: np.ndarray, args: Args
 ) -> np.ndarray:
-    """Discounted return from each transition on, to its episode's end: (N,) -> (N,) float32.
+    """Discounted return from each transition on, to its episode's end: (T,) -> (T,) float32.
 
     `ends`: one past the last transition of each episode. --infinite-horizon: an episode that was
     cut goes on for ever with its last reward."""
@@ -530,7 +530,7 @@ SCRIPT = Path(__file__)
 BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
-SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
+SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]  # last: JSRL's
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
 # D4RL v2's mean returns of a random policy and of an expert (gym's v2), if the data name none.
 REFERENCE_SCORES = {
@@ -1168,7 +1168,7 @@ class Run:
         os._exit(status)
 
     def load(self, load_it, path: str) -> None:
-        """Load a checkpoint: what is wrong with it in any other way gets a sentence, too."""
+        """Load a checkpoint; what its own checks do not foresee gets a sentence, too."""
         try:
             load_it(path)
         except Exception as error:
@@ -1183,7 +1183,7 @@ class Run:
         before, now = state["args"] | state, vars(self.args) | self.identity
         same = ["networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "layer_norm"]
         same += ["normalize_returns", "infinite_horizon", "success_ends_episode", "max_latent"]
-        for key in [*same, "data"]:
+        for key in [*same, "data"]:  # a flag that this script lacks is None on both sides
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
         own = self.state()

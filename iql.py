@@ -3,7 +3,7 @@
 Paper: arXiv 2110.06169. A critic trained on max_a Q(s', a) overestimates actions that no data
 show. IQL never asks about them. V is an upper expectile of Q over the actions in the data, Q
 regresses on r + gamma V(s'), and the policy imitates the data's actions, the better ones more. For
-a transition (s, a, r, s', d), d = 1 at a true end, target critics Qt_i, and an expectile e > 0.5:
+a transition (s, a, r, s', d), d = 1 at a true end, critics Q_i, targets Qt_i, an expectile e > 0.5:
 
     value     L_V = E[ |e - 1(u < 0)| u^2 ]                              u = min_i Qt_i(s, a) - V(s)
     actor     L_A = -E[ min(exp(beta u), 100) log pi(a | s) ]
@@ -14,7 +14,7 @@ Each loss trains the network that it is named after; what other networks say is 
 What changes at the switch: the policy acts (a clipped sample). After each step its transition joins
 the data, and one update is made, on a batch of old and new alike. A decayed learning rate is reset.
 
-Parent: none (docs/iql.md). Deviations from the authors' code, ikostrikov/implicit_q_learning:
+Parent: none. Measured: docs/iql.md. Deviations from github.com/ikostrikov/implicit_q_learning:
  1. All losses see the networks as before the step. Theirs update V first, and use the new V.
  2. Online rewards are scaled as the offline ones; the authors leave them raw on locomotion.
  3. The last transition of a timed-out episode is kept (a time limit never cuts the bootstrap).
@@ -108,7 +108,7 @@ class Args:
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
-    actor_lr_decay: bool = False  # the actor's learning rate falls to 0 over the offline phase
+    actor_lr_decay: bool = False  # offline, the actor's learning rate falls to 0 along a cosine
     num_critics: Annotated[int, 1, 100] = 2  # V and advantages take the lowest target critic
     expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
     beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
@@ -121,7 +121,7 @@ class Args:
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 LOCOMOTION = {"expectile": 0.7, "beta": 3.0, "normalize_returns": True}
 MAZE = {"expectile": 0.9, "beta": 10.0, "reward_bias": -1.0, "success_ends_episode": True}
-MANIPULATION = {"beta": 0.5, "dropout": 0.1} | FINE_TUNE
+MANIPULATION = {"expectile": 0.7, "beta": 0.5, "dropout": 0.1} | FINE_TUNE
 PAPER_SETTINGS = {
     **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], LOCOMOTION),
     **dict.fromkeys(["pen", "door", "hammer", "relocate", "kitchen"], MANIPULATION),
@@ -321,8 +321,8 @@ def main(args: Args) -> None:
 
     # ---- offline: gradient steps -offline_steps + 1, ..., 0
     for step in run.steps("offline"):
-        if args.actor_lr_decay:
-            decay = 0.5 * (1 - math.cos(math.pi * (step - 1) / args.offline_steps))  # from 1 to 0
+        if args.actor_lr_decay:  # from 1 to 0, as step - 1 goes from -offline_steps to -1
+            decay = 0.5 * (1 - math.cos(math.pi * (step - 1) / args.offline_steps))
             agent.set_actor_lr(args.learning_rate * decay)
         batch = buffer.sample(args.batch_size)
         metrics = agent.update(batch)
@@ -365,7 +365,7 @@ SCRIPT = Path(__file__)
 BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
-SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
+SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]  # last: JSRL's
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
 # D4RL v2's mean returns of a random policy and of an expert (gym's v2), if the data name none.
 REFERENCE_SCORES = {
@@ -1003,7 +1003,7 @@ class Run:
         os._exit(status)
 
     def load(self, load_it, path: str) -> None:
-        """Load a checkpoint: what is wrong with it in any other way gets a sentence, too."""
+        """Load a checkpoint; what its own checks do not foresee gets a sentence, too."""
         try:
             load_it(path)
         except Exception as error:
@@ -1018,7 +1018,7 @@ class Run:
         before, now = state["args"] | state, vars(self.args) | self.identity
         same = ["networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "layer_norm"]
         same += ["normalize_returns", "infinite_horizon", "success_ends_episode", "max_latent"]
-        for key in [*same, "data"]:
+        for key in [*same, "data"]:  # a flag that this script lacks is None on both sides
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
         own = self.state()

@@ -129,7 +129,7 @@ class Args:
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
-    actor_lr_decay: bool = False  # the actor's learning rate falls to 0 over the offline phase
+    actor_lr_decay: bool = False  # offline, the actor's learning rate falls to 0 along a cosine
     num_critics: Annotated[int, 1, 100] = 5  # V and advantages take the lowest target critic
     expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
     beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
@@ -147,7 +147,7 @@ class Args:
 FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_every": 50_000}
 LOCOMOTION = {"expectile": 0.7, "beta": 3.0, "normalize_returns": True}
 MAZE = {"expectile": 0.9, "beta": 10.0, "reward_bias": -1.0, "success_ends_episode": True}
-MANIPULATION = {"beta": 0.5, "dropout": 0.1} | FINE_TUNE
+MANIPULATION = {"expectile": 0.7, "beta": 0.5, "dropout": 0.1} | FINE_TUNE
 MAZE |= {"sigma": 0.05}  # see deviation 4
 MANIPULATION |= {"sigma": 0.05}
 PAPER_SETTINGS = {
@@ -363,8 +363,8 @@ def main(args: Args) -> None:
 
     # ---- offline: gradient steps -offline_steps + 1, ..., 0
     for step in run.steps("offline"):
-        if args.actor_lr_decay:
-            decay = 0.5 * (1 - math.cos(math.pi * (step - 1) / args.offline_steps))  # from 1 to 0
+        if args.actor_lr_decay:  # from 1 to 0, as step - 1 goes from -offline_steps to -1
+            decay = 0.5 * (1 - math.cos(math.pi * (step - 1) / args.offline_steps))
             agent.set_actor_lr(args.learning_rate * decay)
         batch = buffer.sample(args.batch_size)
         metrics = agent.update(batch)
@@ -407,7 +407,7 @@ SCRIPT = Path(__file__)
 BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
-SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
+SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]  # last: JSRL's
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
 # D4RL v2's mean returns of a random policy and of an expert (gym's v2), if the data name none.
 REFERENCE_SCORES = {
@@ -1045,7 +1045,7 @@ class Run:
         os._exit(status)
 
     def load(self, load_it, path: str) -> None:
-        """Load a checkpoint: what is wrong with it in any other way gets a sentence, too."""
+        """Load a checkpoint; what its own checks do not foresee gets a sentence, too."""
         try:
             load_it(path)
         except Exception as error:
@@ -1060,7 +1060,7 @@ class Run:
         before, now = state["args"] | state, vars(self.args) | self.identity
         same = ["networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "layer_norm"]
         same += ["normalize_returns", "infinite_horizon", "success_ends_episode", "max_latent"]
-        for key in [*same, "data"]:
+        for key in [*same, "data"]:  # a flag that this script lacks is None on both sides
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
         own = self.state()

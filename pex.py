@@ -1,16 +1,18 @@
 """PEX: policy expansion, here on top of IQL (Zhang, Xu, Yu, ICLR 2023, arXiv 2302.00935).
 
 Fine-tuning a pre-trained policy in place can wipe out what it knows within a few thousand updates.
-PEX freezes it and adds a second policy, new and untrained. In every state both propose an action,
-and a gate draws one of the two with probabilities that follow the critic's values, with an inverse
-temperature 1/alpha (--inverse-temperature):
+The offline phase is IQL, as in iql.py. At the switch PEX freezes its policy and adds a second one,
+new and untrained. In every state both propose an action, and a gate draws one of the two with
+probabilities that follow the critic's values, with an inverse temperature 1/alpha
+(--inverse-temperature):
 
     composite    a_1 = mean of pi_offline(s),  a_2 ~ pi_new(. | s),  q_k = min_i Q_i(s, a_k)
                  execute a_w,  P(w = k) proportional to exp(q_k / alpha)    drawn anew in every step
 
 The frozen policy cannot forget, and the new one acts more often where it is worth more. Of the
-two only the new policy is trained, on what the composite would do in the batch's states. For
-a transition (s, a, r, s', d), d = 1 at a true end, target critics Qt_i, and an expectile e > 0.5:
+two only the new policy is trained, on what the composite would do in the batch's states. For a
+transition (s, a, r, s', d), d = 1 at a true end, critics Q_i, target critics Qt_i, and an expectile
+e > 0.5, the losses online are:
 
     value     L_V = E[ |e - 1(u < 0)| u^2 ]                              u = min_i Qt_i(s, a) - V(s)
     actor     L_A = -E[ min(exp(beta u'), 100) log pi_new(a' | s) ]      a' ~ composite(s), and u'
@@ -23,7 +25,7 @@ What changes at the switch: the second policy and the gate come in. Adam's momen
 decayed learning rate is reset. For --warmup-steps nothing is updated. Then each step has one
 update, on a batch of which --offline-ratio comes from the data set and the rest from interaction.
 The evaluation at the switch shows the offline policy; those in the warm-up show the composite as it
-is before any update.
+is before any update. eval_learner/... is the new policy alone.
 
 --baseline gives the comparators of the authors' code, all with the same warm-up and without a gate:
 direct (the offline policy goes on training, by IQL's losses on the batch), buffer (the same without
@@ -38,16 +40,18 @@ Deviations from the authors' code (github.com/Haichao-Zhang/PEX):
     10, and there and in antmaze the actor's learning rate decays. We scale locomotion's rewards;
     the authors do not. Beta and 1/alpha multiply values, so our 10 corresponds to 3.5 on their
     scale with the bundled hopper/medium, and to 21 with halfcheetah/medium.
- 2. All losses see the networks as before the step; theirs takes u' after the steps of V, Q and Qt.
+ 2. All losses see the networks as before the step; theirs draws a' and takes u' after the steps of
+    V, Q and Qt. Theirs chooses the next action before an update, ours after it.
  3. Actions are clipped to the box before they are judged, executed, stored and cloned; theirs are
     not.
  4. Evaluation is greedy: both policies' means, the better one. Theirs draws with probability 0.1.
  5. The paper has antmaze and locomotion; for Adroit and kitchen we take IQL's settings, for
-    pointmaze antmaze's. Those for ant and all budgets but antmaze's are ours, too.
+    pointmaze antmaze's. Ours, too: ant's settings, all budgets but antmaze's, and when and on how
+    many episodes is evaluated.
  6. The new policy starts as in iql.py (orthogonal, gain sqrt(2)), theirs with Xavier weights;
     online rows are drawn with replacement, theirs without.
- 7. As in iql.py: a time limit never cuts the bootstrap; in mazes observations hold the goal, and
-    episodes end at the first success; matrix products may round their inputs.
+ 7. As in iql.py: the last transition of a timed-out episode is kept; in mazes observations hold the
+    goal, and episodes end at the first success; matrix products may round their inputs.
 
     python pex.py                                              # bundled hopper data
     python pex.py --offline-checkpoint runs/NAME/offline.pt    # of pex.py, or iql.py: docs/pex.md
@@ -133,7 +137,7 @@ class Args:
     track: bool = False  # log to Weights & Biases too (pip install wandb)
     # ---- end of shared arguments ----
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
-    actor_lr_decay: bool = False  # the actor's learning rate falls to 0 over the offline phase
+    actor_lr_decay: bool = False  # offline, the actor's learning rate falls to 0 along a cosine
     num_critics: Annotated[int, 1, 100] = 2  # V and advantages take the lowest target critic
     expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
     beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
@@ -151,7 +155,7 @@ FINE_TUNE = {"offline_steps": 1_000_000, "online_steps": 1_000_000, "checkpoint_
 LOCOMOTION = {"expectile": 0.7, "beta": 10.0, "normalize_returns": True, "actor_lr_decay": True}
 MAZE = {"expectile": 0.9, "beta": 10.0, "reward_bias": -1.0, "success_ends_episode": True}
 MAZE |= {"actor_lr_decay": True}
-MANIPULATION = {"beta": 0.5, "dropout": 0.1} | FINE_TUNE
+MANIPULATION = {"expectile": 0.7, "beta": 0.5, "dropout": 0.1} | FINE_TUNE
 PAPER_SETTINGS = {
     **dict.fromkeys(["hopper", "halfcheetah", "walker2d", "ant"], LOCOMOTION),
     **dict.fromkeys(["pen", "door", "hammer", "relocate", "kitchen"], MANIPULATION),
@@ -165,6 +169,7 @@ METRICS = ["value_loss", "critic_loss", "actor_loss", "q", "v", "advantage", "we
 KEYS = [f"{phase}/{name}" for phase in ("offline", "online") for name in METRICS]  # in metrics.csv
 KEYS += ["online/episode_return", "online/episode_length"]
 KEYS += ["eval/return", "eval/score", "eval/success"]
+KEYS += ["eval_learner/return", "eval_learner/score", "eval_learner/success"]
 KEYS += ["online/new_policy_share"]
 
 
@@ -274,7 +279,7 @@ class Agent(nn.Module):
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()
         self.args = args
-        self.actor = Actor(obs_dim, act_dim)
+        self.actor = Actor(obs_dim, act_dim)  # pex: after the switch, the new policy
         self.offline_actor = copy.deepcopy(self.actor).requires_grad_(False)  # filled at the switch
         self.value = mlp(obs_dim, 1)
         self.critic = Critic(args.num_critics, obs_dim, act_dim)
@@ -298,7 +303,8 @@ class Agent(nn.Module):
         self.optimizer.state.clear()
         if self.args.baseline == "pex":
             self.offline_actor.load_state_dict(self.actor.state_dict())
-            new_actor = Actor(self.actor.mean[0].in_features, len(self.actor.log_std))
+            obs_dim, act_dim = self.actor.mean[0].in_features, len(self.actor.log_std)
+            new_actor = Actor(obs_dim, act_dim)
             self.actor.load_state_dict(new_actor.state_dict())
         else:  # the comparators have one policy, and copy the critic anew
             self.critic_target.load_state_dict(self.critic.state_dict())
@@ -339,13 +345,13 @@ class Agent(nn.Module):
         u = min_q - v  # the advantage of the batch's action
         asymmetry = torch.where(u > 0, args.expectile, 1 - args.expectile)
         value_loss = (asymmetry * u.square()).mean()
-        if expanded:  # clone what the composite does in these states, not what the batch did
+        if expanded:  # pex, online: clone what the composite does here, not what the batch did
             cloned, _ = self.composite(obs, deterministic=False)
-            advantage = self.critic_target(obs, cloned).amin(0) - v.detach()
+            u_cloned = self.critic_target(obs, cloned).amin(0) - v.detach()
         else:
             cloned = actions
-            advantage = u.detach()
-        weight = torch.exp(args.beta * advantage).clamp(max=100.0)  # no action may dominate
+            u_cloned = u.detach()
+        weight = torch.exp(args.beta * u_cloned).clamp(max=100.0)  # no action may dominate
         actor_loss = -(weight * self.actor.log_prob(obs, cloned, args.dropout)).mean()
         q = self.critic(obs, actions)  # (E, B)
         critic_loss = (q - td_target).square().mean(1).sum()
@@ -399,8 +405,8 @@ def main(args: Args) -> None:
 
     # ---- offline: gradient steps -offline_steps + 1, ..., 0
     for step in run.steps("offline"):
-        if args.actor_lr_decay:
-            decay = 0.5 * (1 - math.cos(math.pi * (step - 1) / args.offline_steps))  # from 1 to 0
+        if args.actor_lr_decay:  # from 1 to 0, as step - 1 goes from -offline_steps to -1
+            decay = 0.5 * (1 - math.cos(math.pi * (step - 1) / args.offline_steps))
             agent.set_actor_lr(args.learning_rate * decay)
         batch = buffer.sample(args.batch_size)
         metrics = agent.update(batch)
@@ -414,7 +420,7 @@ def main(args: Args) -> None:
         agent.set_actor_lr(args.learning_rate)
         run.evaluate(agent.act, eval_env)
         run.end_offline()
-    if run.step == 0:  # a later checkpoint already holds both policies
+    if run.step == 0:  # also if resumed there; a later checkpoint holds both policies
         agent.begin_online()
     expanded = args.baseline == "pex"
     policy = agent.act_composite if expanded else agent.act
@@ -443,6 +449,8 @@ def main(args: Args) -> None:
             run.report(metrics)
         if step % args.eval_every == 0 or step == args.online_steps:
             run.evaluate(policy, eval_env)
+            if expanded:
+                run.evaluate(agent.act, eval_env, "eval_learner", "learner")
         if terminated or truncated:
             if expanded:
                 run.log({"online/new_policy_share": float(np.mean(choices))})
@@ -459,7 +467,7 @@ SCRIPT = Path(__file__)
 BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
-SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
+SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]  # last: JSRL's
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
 # D4RL v2's mean returns of a random policy and of an expert (gym's v2), if the data name none.
 REFERENCE_SCORES = {
@@ -1097,7 +1105,7 @@ class Run:
         os._exit(status)
 
     def load(self, load_it, path: str) -> None:
-        """Load a checkpoint: what is wrong with it in any other way gets a sentence, too."""
+        """Load a checkpoint; what its own checks do not foresee gets a sentence, too."""
         try:
             load_it(path)
         except Exception as error:
@@ -1112,7 +1120,7 @@ class Run:
         before, now = state["args"] | state, vars(self.args) | self.identity
         same = ["networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "layer_norm"]
         same += ["normalize_returns", "infinite_horizon", "success_ends_episode", "max_latent"]
-        for key in [*same, "data"]:
+        for key in [*same, "data"]:  # a flag that this script lacks is None on both sides
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
         own = self.state()

@@ -182,7 +182,7 @@ KEYS += ["eval/return", "eval/score", "eval/success"]
 class Ensemble(nn.Module):
     """E separate MLPs with ReLU units; one batched matmul per layer serves all.
 
-    Orthogonal weights, zero biases."""
+    Orthogonal weights (gain sqrt(2); last layer 0.01: values begin near 0), zero biases."""
 
     def __init__(self, count: int, in_dim: int, out_dim: int, layers: int, args: Args):
         super().__init__()
@@ -259,10 +259,10 @@ class Actor(nn.Module):
         """Actions (count, B, act_dim) and log-densities (count, B), with gradients through both."""
         mean, log_std = self(obs, floored)
         noise = torch.randn(count, *mean.shape, device=mean.device)
-        u = mean + log_std.exp() * noise
+        raw = mean + log_std.exp() * noise
         normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # of the tanh; finite for any u
-        return torch.tanh(u), (normal - log_slope).sum(-1)
+        log_slope = 2 * (math.log(2) - raw - F.softplus(-2 * raw))  # of the tanh; always finite
+        return torch.tanh(raw), (normal - log_slope).sum(-1)
 
 
 class Critic(nn.Module):
@@ -325,8 +325,8 @@ class Agent(nn.Module):
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()
         self.args = args
-        weights = args.num_critics * args.critic_layers * args.hidden**2
-        check_memory(5 * 4.0 * weights, "critics, targets, gradients and moments", args)
+        count = args.num_critics * args.critic_layers * args.hidden**2  # of weights
+        check_memory(5 * 4.0 * count, "critics, targets, gradients and moments", args)
         self.actor = Actor(obs_dim, act_dim, args)
         self.critic = Critic(obs_dim, act_dim, args)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -447,7 +447,7 @@ class Agent(nn.Module):
 def mc_returns(
     rewards: np.ndarray, terminations: np.ndarray, ends: np.ndarray, args: Args
 ) -> np.ndarray:
-    """Discounted return from each transition on, to its episode's end: (N,) -> (N,) float32.
+    """Discounted return from each transition on, to its episode's end: (T,) -> (T,) float32.
 
     `ends`: one past the last transition of each episode. --infinite-horizon: an episode that was
     cut goes on for ever with its last reward."""
@@ -542,7 +542,7 @@ SCRIPT = Path(__file__)
 BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
-SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
+SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]  # last: JSRL's
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
 # D4RL v2's mean returns of a random policy and of an expert (gym's v2), if the data name none.
 REFERENCE_SCORES = {
@@ -1180,7 +1180,7 @@ class Run:
         os._exit(status)
 
     def load(self, load_it, path: str) -> None:
-        """Load a checkpoint: what is wrong with it in any other way gets a sentence, too."""
+        """Load a checkpoint; what its own checks do not foresee gets a sentence, too."""
         try:
             load_it(path)
         except Exception as error:
@@ -1195,7 +1195,7 @@ class Run:
         before, now = state["args"] | state, vars(self.args) | self.identity
         same = ["networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "layer_norm"]
         same += ["normalize_returns", "infinite_horizon", "success_ends_episode", "max_latent"]
-        for key in [*same, "data"]:
+        for key in [*same, "data"]:  # a flag that this script lacks is None on both sides
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
         own = self.state()

@@ -5,8 +5,8 @@ fine-tune. WSRL finds that this mostly guards one moment: just after the switch 
 critics are asked about states they do not know, answer far too low, and backups spread the error
 until the policy is forgotten. A short warm-up does the same job: the frozen policy collects
 --warmup-steps transitions, and then SAC, with many critics and several updates per step, fine-tunes
-on nothing but these and what follows. With d = 1 at a true end, M critics Q_i, and target critics
-Qt_i, the parts are:
+on nothing but these and what follows. With d = 1 at a true end, M critics Q_i, target critics Qt_i,
+and a learned temperature alpha of the entropy, the parts are:
 
     offline   Cal-QL, or CQL (locomotion), as in cal_ql.py, which defines gap, w, R, N and n_k; but
               y's minimum is over 2 of the M critics, drawn with replacement, and the gap's mean
@@ -19,8 +19,7 @@ Qt_i, the parts are:
     target    y = r + gamma (1 - d) min_{i in 2 of M} Qt_i(s', n)  n ~ pi(. | s')
     critic    L_Q = mean_i E[ (y - Q_i(s, a))^2 ]
     actor     L_A = E[ alpha log pi(b | s) - min_i Q_i(s, b) ]     b ~ pi(. | s), reparameterized
-    entropy   L_alpha = -log(alpha) E[ log pi(b | s) - A ]         the target entropy is -A, with A
-                                                                   entries of an action
+    entropy   L_alpha = -log(alpha) E[ log pi(b | s) - dim(a) ]    dim(a): entries of an action
 
 No entropy is in y; with --online-max-backup (mazes), y takes the best of N actions n, as offline.
 
@@ -191,7 +190,7 @@ KEYS += ["eval/return", "eval/score", "eval/success"]
 class Ensemble(nn.Module):
     """E separate MLPs with ReLU units; one batched matmul per layer serves all.
 
-    Orthogonal weights, zero biases."""
+    Orthogonal weights (gain sqrt(2); last layer 0.01: values begin near 0), zero biases."""
 
     def __init__(self, count: int, in_dim: int, out_dim: int, layers: int, args: Args):
         super().__init__()
@@ -262,10 +261,10 @@ class Actor(nn.Module):
         """Actions (count, B, act_dim) and log-densities (count, B), with gradients through both."""
         mean, log_std = self(obs)
         noise = torch.randn(count, *mean.shape, device=mean.device)
-        u = mean + log_std.exp() * noise
+        raw = mean + log_std.exp() * noise
         normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # of the tanh; finite for any u
-        return torch.tanh(u), (normal - log_slope).sum(-1)
+        log_slope = 2 * (math.log(2) - raw - F.softplus(-2 * raw))  # of the tanh; always finite
+        return torch.tanh(raw), (normal - log_slope).sum(-1)
 
 
 class Critic(nn.Module):
@@ -328,12 +327,12 @@ class Agent(nn.Module):
     def __init__(self, obs_dim: int, act_dim: int, args: Args, device: torch.device):
         super().__init__()
         self.args = args
-        weights = args.num_critics * args.critic_layers * args.hidden**2
-        check_memory(5 * 4.0 * weights, "critics, targets, gradients and moments", args)
+        count = args.num_critics * args.critic_layers * args.hidden**2  # of weights
+        check_memory(5 * 4.0 * count, "critics, targets, gradients and moments", args)
         self.actor = Actor(obs_dim, act_dim, args)
         self.critic = Critic(obs_dim, act_dim, args)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.tensor(0.0))
+        self.log_alpha = nn.Parameter(torch.tensor(0.0))  # of the entropy's temperature
         self.log_multiplier = nn.Parameter(torch.tensor(1.0))  # with --lagrange
         self.to(device)
         actor = {"params": [*self.actor.parameters(), self.log_alpha], "lr": args.actor_lr}
@@ -408,7 +407,7 @@ class Agent(nn.Module):
         if args.calibrate:
             policy_q = torch.maximum(policy_q, returns)
         if args.importance_sampling:  # each value minus the log-density of its action
-            uniform_term = uniform_q + actions.shape[1] * math.log(2)  # density 2^-A
+            uniform_term = uniform_q + actions.shape[1] * math.log(2)  # density 2^-dim(a)
             policy_term = policy_q - torch.cat([current_log_prob, next_log_prob])
             pushed = torch.cat([uniform_term, policy_term], 1)
         else:
@@ -419,7 +418,7 @@ class Agent(nn.Module):
             excess = gap - args.cql_gap
             multiplier_loss = -(weight * excess.detach()).mean()
         else:
-            weight = torch.full_like(self.log_multiplier, args.cql_alpha)
+            weight = torch.full_like(self.log_multiplier, args.cql_alpha)  # a tensor, to log
             excess = gap
             multiplier_loss = 0.0
         conservative = (weight.detach() * excess).mean()
@@ -477,7 +476,7 @@ class Agent(nn.Module):
 def mc_returns(
     rewards: np.ndarray, terminations: np.ndarray, ends: np.ndarray, args: Args
 ) -> np.ndarray:
-    """Discounted return from each transition on, to its episode's end: (N,) -> (N,) float32.
+    """Discounted return from each transition on, to its episode's end: (T,) -> (T,) float32.
 
     `ends`: one past the last transition of each episode. --infinite-horizon: an episode that was
     cut goes on for ever with its last reward."""
@@ -564,7 +563,7 @@ SCRIPT = Path(__file__)
 BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
-SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]
+SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]  # last: JSRL's
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
 # D4RL v2's mean returns of a random policy and of an expert (gym's v2), if the data name none.
 REFERENCE_SCORES = {
@@ -1202,7 +1201,7 @@ class Run:
         os._exit(status)
 
     def load(self, load_it, path: str) -> None:
-        """Load a checkpoint: what is wrong with it in any other way gets a sentence, too."""
+        """Load a checkpoint; what its own checks do not foresee gets a sentence, too."""
         try:
             load_it(path)
         except Exception as error:
@@ -1217,7 +1216,7 @@ class Run:
         before, now = state["args"] | state, vars(self.args) | self.identity
         same = ["networks", "dataset_id", "gamma", "reward_scale", "reward_bias", "layer_norm"]
         same += ["normalize_returns", "infinite_horizon", "success_ends_episode", "max_latent"]
-        for key in [*same, "data"]:
+        for key in [*same, "data"]:  # a flag that this script lacks is None on both sides
             if before.get(key) != now.get(key):
                 fail(f"{path} does not fit: its {key} is {before.get(key)}, not {now.get(key)}")
         own = self.state()

@@ -13,8 +13,9 @@ returns, else returns. Drawn is the policy that a user would deploy ("actor"); `
 draws the learner alone after the switch, where a script has both.
 
 --base NAME adds a second row: the mean online score of each other curve minus that of NAME, paired
-by seed, with a dot per seed and the 95 % t interval. Where all curves have three data sets or more,
-a last panel has rliable's interquartile mean of the mean online score over all of them.
+by seed, with a dot per seed and the 95 % t interval. With three data sets or more, a
+last panel has rliable's interquartile mean of the mean online score over all of them, of the curves
+that have every data set.
 
 The table: worst drop, the largest fall of the score below the score at the switch; regret, the mean
 of 1 - score / 100, clipped to [0, 1], over the evaluations after the switch. Of a single run, a
@@ -31,6 +32,7 @@ import statistics
 import sys
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -417,6 +419,8 @@ def main(args: Args) -> None:
     names = name_curves(list(curves))
     if args.base is not None and args.base not in names.values():
         stop(f"--base {args.base!r} is none of the curves {', '.join(map(repr, names.values()))}")
+    if args.base is not None and len(units) >= 3 and find_spec("rliable") is None:
+        stop("--base over three data sets needs rliable: make benchmark")
     table = table_of(curves, units)
     try:
         with contextlib.ExitStack() as stack:

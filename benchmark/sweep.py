@@ -363,7 +363,7 @@ def execute(job: Job, threads: int, here: str, needed: int | None) -> int | None
     status = 0
     if not finished(job.folder):
         status = train(job, threads, here)
-    if status == 0 and not job.complete:
+    if status == 0 and job.probe and finished(job.folder) and not job.complete:
         script, *flags = shlex.split(job.probe)
         command = [str(ROOT / script), str(job.folder / "offline.pt"), *flags]
         found = job.folder / "probe.tmp"
@@ -513,6 +513,7 @@ def cost(job: Job, jobs: list[Job]) -> float:
 
 
 def hours(seconds: float) -> str:
+    """Seconds in words; nan: unknown."""
     return "an unknown time" if seconds != seconds else f"{seconds / 3600:.1f} h"
 
 

@@ -11,7 +11,10 @@ A table stands in a page between two comments, of which the first says what it i
     <!-- table: lapo-values -->               what lapo_values.py found
     <!-- table: demo -->                      the demo's five seeds
     <!-- table: soak -->                      what `make soak` has tried, by fault
+    <!-- table: losses awac_losses.csv q clipped_share -->  what was logged last in both phases
+    <!-- table: speed iql.py -->              milliseconds and ratios of a race
     <!-- table: claims -->                    every claim of experiments.py, a row each
+    <!-- table: verdicts -->                  the same, shorter: for README
     <!-- table: experiment o3f-maze -->       its precondition, its arms, its paired differences
     <!-- table: looked pex-drop score_at:5500 pex -->  a measure that decides nothing, of some arms;
                                               of two arms, their difference, too
@@ -808,6 +811,7 @@ SETTINGS = ["hidden", "layer_norm", "num_critics", "critic_subset", "num_actions
 SETTINGS += ["gamma", "tau", "expectile", "beta", "actor_lr_decay", "reward_scale", "reward_bias"]
 SETTINGS += ["normalize_returns", "warmup_steps", "offline_ratio", "retain_offline_ratio"]
 SETTINGS += ["calibrate", "infinite_horizon", "online_max_backup"]
+SETTINGS += ["calibration_episodes", "min_episodes", "stages"]
 
 
 def settings_table(name: str) -> list[str]:
@@ -824,6 +828,7 @@ def settings_table(name: str) -> list[str]:
             told.setdefault(arm, {})[row["dataset"]] = dict(words)
     if not told:
         return ["No run yet."]
+    told = {arm: told[arm] for arm in experiment.arms if arm in told}  # their order there
     lines = [f"| setting | {' | '.join(told)} |", f"|{'---|' * (1 + len(told))}"]
     for setting in SETTINGS:
         flag, cells = setting.replace("_", "-"), []
@@ -1038,13 +1043,13 @@ def untraced(page: str) -> list[str]:
     for section in re.split(r"^## ", page, flags=re.MULTILINE):
         name = section.partition("\n")[0]
         if name in EXPERIMENTS:
-            words = unknown_numbers(section, f"{section}`{EXPERIMENTS[name]}`")
+            words = unknown_numbers(section, section, entry=str(EXPERIMENTS[name]))
             found += [f"{word} ({name})" for word in words]
     return found
 
 
-def unknown_numbers(text: str, source: str) -> list[str]:
-    """Numbers of a text that stand in no table and no code of its source.
+def unknown_numbers(text: str, source: str, entry: str = "") -> list[str]:
+    """Numbers of a text that stand in no table and no code of its source, and not in the entry.
 
     A number of the text may be a rounded one of a table. Counts up to 20 need no source, nor does
     100, of per cent.
@@ -1052,7 +1057,7 @@ def unknown_numbers(text: str, source: str) -> list[str]:
     tables = "\n".join(found[0] for found in BLOCK.finditer(source))
     commands = "\n".join(CODE.findall(source))
     known = [abs(number_of(word)) for word in NUMBER.findall(tables)]
-    known += [abs(number_of(word)) for word in NUMBER.findall(commands)]
+    known += [abs(number_of(word)) for word in NUMBER.findall(f"{commands}\n{entry}")]
     found = []
     for word in NUMBER.findall(CODE.sub("", VERSIONS.sub("", BLOCK.sub("", text)))):
         number, digits = abs(number_of(word)), len(word.partition(".")[2])
@@ -1063,6 +1068,7 @@ def unknown_numbers(text: str, source: str) -> list[str]:
 
 
 def number_of(word: str) -> float:
+    """The number that is written with thousands' commas, or as Python does."""
     return float(re.sub("[,_]", "", word))
 
 
@@ -1204,6 +1210,7 @@ def draw_page(name: str) -> None:
 
 
 def main(args: Args) -> None:
+    """Write, or with --check compare, what stands in the module's docstring."""
     differing, bad = [], []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         before = page.read_text()

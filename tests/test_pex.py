@@ -6,10 +6,11 @@ import os
 import signal
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, pendulum
+from conftest import TASK, TINY, pendulum
 from torch import nn
 
 import iql
@@ -330,6 +331,29 @@ def test_the_first_update_follows_the_warm_up_and_finds_the_checkpoints_critics(
     for name, tensor in first.items():
         if name.startswith(("critic", "value")):
             assert torch.equal(tensor, offline[name]), name
+
+
+def test_the_new_policy_is_evaluated_alone_too():
+    pendulum()
+    folder = run("--run-name", "run")
+    rows = list(csv.DictReader(open(folder / "eval.csv")))
+    steps = {
+        policy: {int(row["step"]) for row in rows if row["policy"] == policy}
+        for policy in ("actor", "learner")
+    }
+    assert steps["learner"] == {step for step in steps["actor"] if step > 0}
+    state = pex.load_checkpoint(folder / "latest.pt")
+    agent = pex.Agent(state["obs_dim"], state["act_dim"], pex.Args(**state["args"]), "cpu")
+    agent.load_state_dict(state["agent"])
+    env, last = pex.make_env(gym.spec(TASK)), rows[-1]
+    obs, info = env.reset(seed=int(last["seed"]))
+    while "episode" not in info:
+        action = agent.act(torch.from_numpy(obs), deterministic=True)
+        obs, _, _, _, info = env.step(action.numpy())
+    assert last["policy"] == "learner"
+    assert float(last["return"]) == pytest.approx(float(info["episode"]["r"]))
+    direct = run("--run-name", "direct", "--baseline", "direct")
+    assert "learner" not in (direct / "eval.csv").read_text()
 
 
 @pytest.mark.parametrize("baseline, share", [("pex", 0.5), ("buffer", 0.5), ("scratch", 0.0)])

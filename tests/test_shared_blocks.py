@@ -26,13 +26,19 @@ def test_sync_finds_and_mends_a_drifted_script(tmp_path, monkeypatch, capsys):
     (tmp_path / "child.py").write_text(drifted)
     (tmp_path / "made_by_a_user.py").write_text("print(1)\n")
     monkeypatch.setattr(sync_shared, "ROOT", tmp_path)
-    assert sync_shared.main(["--check"]) == 1
+    check = sync_shared.Args(check=True)
+    assert sync_shared.main(check) == 1
     assert "child.py" in capsys.readouterr().out
     assert (tmp_path / "child.py").read_text() == drifted
-    assert sync_shared.main([]) == 0
+    assert sync_shared.main(sync_shared.Args()) == 0
     assert (tmp_path / "child.py").read_text() == SOURCE.replace("def mlp(", "def net(")
     assert (tmp_path / "made_by_a_user.py").read_text() == "print(1)\n"
-    assert sync_shared.main(["--check"]) == 0
+    assert sync_shared.main(check) == 0
+    damaged = drifted.replace(sync_shared.FENCES[-1][0], "")
+    (tmp_path / "child.py").write_text(damaged)
+    assert sync_shared.main(sync_shared.Args()) == 1
+    assert "child.py: the fence" in capsys.readouterr().out
+    assert (tmp_path / "child.py").read_text() == damaged
 
 
 def test_a_missing_fence_is_an_error():

@@ -16,9 +16,10 @@ Reward and termination belong to one fixed goal in a corner; evaluation starts i
 from it. Episodes of --episode-steps that are too short to lead from there to the goal have to be
 stitched together by the learner (o2o/pointmaze/large-v0); longer ones reach it by themselves.
 
-The dataset is written below --out in Minari's layout (HDF5, float32, gzip). Its metadata hold the
-environment, the reference scores and where they come from, the command, the seed and the score of
-the policy that was recorded. It is made in a hidden folder and moved when it is whole.
+The dataset is written below --out in Minari's layout (HDF5, gzip; observations and actions
+float32). Its metadata hold the environment, the reference scores and where they come from, the
+command, the seed and the score of the policy that was recorded. It is made in a hidden folder and
+moved when it is whole.
 
 Exit status: 0 written; 2 bad input, one sentence; 130 / 143 interrupted. Only 0 leaves anything.
 """
@@ -133,8 +134,7 @@ class MazeArgs:
 
 
 class Ensemble(nn.Module):
-    """`size` independent MLPs with two hidden layers, one batched matmul per layer:
-    (B, in) -> (E, B, out)."""
+    """`size` independent MLPs with two hidden layers, one batched matmul per layer."""
 
     def __init__(self, size: int, in_dim: int, out_dim: int, hidden: int = 256):
         super().__init__()
@@ -148,9 +148,10 @@ class Ensemble(nn.Module):
             self.biases.append(nn.Parameter(torch.empty(size, 1, fan_out).uniform_(-bound, bound)))
 
     def forward(self, x: torch.Tensor, frozen: bool = False) -> torch.Tensor:
+        """(B, in) -> (E, B, out). Frozen: gradients flow to the input, not into the parameters."""
         x = x.expand(len(self.weights[0]), *x.shape)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            if frozen:  # gradients flow to the input, not into the parameters
+            if frozen:
                 weight, bias = weight.detach(), bias.detach()
             x = torch.baddbmm(bias, x, weight)
             x = F.relu(x) if i < len(self.weights) - 1 else x
@@ -206,20 +207,21 @@ class SAC(nn.Module):
 
     @property
     def numpy_actor(self):
+        """Weight (in, out) and bias (out,) of each of the policy's layers."""
         return [
             (w[0].numpy(), b[0, 0].numpy()) for w, b in zip(self.actor.weights, self.actor.biases)
         ]
 
 
-def evaluate(
-    agent: SAC, env: gym.Env, episodes: int, rng: np.random.Generator, deterministic: bool = True
-) -> float:
-    """Mean undiscounted return over `episodes` episodes."""
+def evaluate(agent: SAC, env: gym.Env, episodes: int, rng: np.random.Generator) -> float:
+    """Mean undiscounted return of the policy's mode over `episodes` episodes."""
     returns = []
     for episode in range(episodes):
         obs, done, total = env.reset(seed=10_000 + episode)[0], False, 0.0
         while not done:
-            obs, reward, terminated, truncated, _ = env.step(agent.act(obs, rng, deterministic))
+            obs, reward, terminated, truncated, _ = env.step(
+                agent.act(obs, rng, deterministic=True)
+            )
             total, done = total + float(reward), terminated or truncated
         returns.append(total)
     return float(np.mean(returns))
@@ -476,6 +478,7 @@ def build(env_id: str, **kwargs) -> gym.Env:
 
 
 def new_episode(obs) -> dict:
+    """Columns of an episode that begins with this observation."""
     return {
         "observations": [obs],
         "actions": [],
@@ -486,6 +489,7 @@ def new_episode(obs) -> dict:
 
 
 def append(episode: dict, next_obs, action, reward, terminated, truncated) -> None:
+    """Add a step to the columns."""
     values = (next_obs, action, float(reward), bool(terminated), bool(truncated))
     for key, value in zip(episode, values):
         episode[key].append(value)
@@ -502,6 +506,7 @@ def float32_space(space: gym.Space) -> gym.Space:
 
 
 def stack(observations: list):
+    """T observations, arrays or dictionaries of arrays -> the same with T rows, float32."""
     if isinstance(observations[0], dict):
         return {key: stack([obs[key] for obs in observations]) for key in observations[0]}
     return np.asarray(observations, np.float32)
@@ -593,7 +598,7 @@ def main() -> None:
         iql.fail(f"--dataset-id {args.dataset_id} is not of the form NAMESPACE/TASK/NAME-v0")
     target = args.out / args.dataset_id
     if os.path.lexists(target):
-        iql.fail(f"{target} exists already: delete it, or give another --dataset-id")
+        iql.fail(f"{target} exists already: delete it, or give another --dataset-id or --out")
     home = next(folder for folder in target.absolute().parents if os.path.exists(folder))
     root = home / f".making-{uuid.uuid4().hex}"
 

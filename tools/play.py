@@ -143,7 +143,7 @@ def play(act, env: gym.Env, args: Args, device: torch.device, writer) -> dict[st
 def open_video(path: str, env: gym.Env):
     """A writer of an MP4 file, once a first picture could be drawn."""
     if importlib.util.find_spec("imageio_ffmpeg") is None:
-        iql.fail("--video needs ffmpeg for imageio: pip install moviepy, which brings it")
+        iql.fail("--video needs ffmpeg for imageio: pip install imageio-ffmpeg")
     new = path.endswith(".mp4") and not os.path.lexists(path)
     if not new or not os.access(Path(path).absolute().parent, os.W_OK):
         iql.fail(f"--video {path!r} must be a new .mp4 file, in a folder that can be written to")

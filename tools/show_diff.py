@@ -33,6 +33,7 @@ class Args:
 
 
 def stop(message: str) -> None:
+    """End with one sentence and exit status 2."""
     print(f"show_diff.py: {message}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -81,13 +82,14 @@ def page_with_diff(page: str, script: str, diff: list[str], count: str) -> str:
 
 
 def main(args: Args) -> None:
+    """Print the diff, or write it as HTML or into the page."""
     path = ROOT / Path(args.script).name
     if not path.is_file():
         stop(f"there is no script {path.name}")
     text = path.read_text()
     parent = parent_of(text)
     if parent is None:
-        stop(f"{path.name} has no parent: it is the root of its family")
+        stop(f"{path.name} has no parent")
     before, after = code((ROOT / parent).read_text()), code(text)
     count = f"{changed_lines(before, after)} changed lines of code"
     if args.html:

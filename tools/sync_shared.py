@@ -3,11 +3,15 @@
     python tools/sync_shared.py           # write
     python tools/sync_shared.py --check   # only tell which scripts differ (exit status 1)
 
-A shared block stands between two fence lines, or below the last one to the end of the file.
+A shared block stands between two fence lines, or below the last one to the end of the file. A file
+without any fence is a user's own, and left alone.
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCES = [
@@ -19,6 +23,12 @@ FENCES = [
     ("# ---- replay buffer: the same in every script ----\n", "# ---- end of replay buffer ----\n"),
     ("# ==== below this line: the same in every script (tests/test_shared_blocks.py) ====\n", None),
 ]
+
+
+@dataclass
+class Args:
+    check: bool = False
+    """only tell which scripts differ"""
 
 
 def block(text: str, start: str, end: str | None) -> slice:
@@ -40,24 +50,28 @@ def synced(text: str, source: str) -> str:
     return text
 
 
-def main(argv: list[str]) -> int:
+def main(args: Args) -> int:
+    """The exit status: 1 if scripts differ (--check), or if one lacks a fence; else 0."""
     source, stale = (ROOT / "iql.py").read_text(), []
     for path in sorted(ROOT.glob("*.py")):
         text = path.read_text()
-        if FENCES[-1][0] not in text:
-            continue  # a file of a user's own
-        if synced(text, source) != text:
+        if not any(fence in text for pair in FENCES for fence in pair if fence):
+            continue
+        try:
+            new = synced(text, source)
+        except ValueError as error:
+            print(f"{path.name}: {error}")
+            return 1
+        if new != text:
             stale.append(path.name)
-            if "--check" not in argv:
-                path.write_text(synced(text, source))
-    print(
-        "\n".join(
-            f"{name}: shared blocks {'differ' if '--check' in argv else 'copied'}" for name in stale
-        )
-        or "all the same"
-    )
-    return int(bool(stale) and "--check" in argv)
+            if not args.check:
+                path.write_text(new)
+    for name in stale:
+        print(f"{name}: shared blocks {'differ' if args.check else 'copied'}")
+    if not stale:
+        print("all the same")
+    return int(bool(stale) and args.check)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(tyro.cli(Args)))

@@ -454,7 +454,8 @@ REFERENCE_SCORES = {
 
 def fail(message: str, status: int = 2) -> typing.NoReturn:
     """End the run with one sentence; status 2: bad input, 3: the run diverged."""
-    plain = "".join(char if char.isprintable() else " " for char in message)
+    printable = [char if char.isprintable() else " " for char in message]
+    plain = "".join(printable)
     with contextlib.suppress(OSError):  # the disk that stderr goes to may be full, too
         print(f"{SCRIPT.name}: {' '.join(plain.split())}"[:1500], file=sys.stderr, flush=True)
     raise SystemExit(status)
@@ -501,7 +502,8 @@ def flatten(space: gym.Space, x) -> np.ndarray:
     """One observation -> (dim,), T of them -> (T, dim), float32, as gymnasium.spaces.flatten."""
     if isinstance(space, gym.spaces.Dict):
         return np.concatenate([flatten(sub, x[key]) for key, sub in space.items()], axis=-1)
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) > 2:
+    is_box = isinstance(space, gym.spaces.Box)
+    if not is_box or len(space.shape) > 2 or (len(space.shape) == 2 and space.dtype == np.uint8):
         fail(f"observations must be vectors, not {space}")
     x = np.asarray(x)
     leading = x.shape[: x.ndim - len(space.shape)]
@@ -834,9 +836,14 @@ class Run:
     """One run: its directory and logs, its clock, its counters, and all that makes it resumable."""
 
     def __init__(self, args: Args, agent: Agent, buffer: ReplayBuffer, references: tuple | None):
-        self.args, self.agent, self.buffer, self.references = args, agent, buffer, references
+        self.args = args
+        self.agent = agent
+        self.buffer = buffer
+        self.references = references
         self.dir = Path(args.run_dir, args.run_name)
-        self.phase, self.step, self.episode = "offline", -args.offline_steps, 0
+        self.phase = "offline"
+        self.step = -args.offline_steps
+        self.episode = 0
         self.seconds = {"offline": 0.0, "online": 0.0}
         self.tick = time.perf_counter()
         data = buffer.rows[: buffer.size].cpu().numpy()
@@ -862,7 +869,10 @@ class Run:
             self.open_directory()
             if args.resume is not None:
                 self.load(self.load_latest, args.resume)
-            versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+            versions = {}
+            for name in PACKAGES:
+                with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                    versions[name] = importlib.metadata.version(name)
             size = {"transitions": buffer.offline_size, "commit": commit}
             write_json(self.dir / "config.json", self.identity | vars(args) | versions | size)
             self.tick = time.perf_counter()  # the clock of a phase leaves out what came before it
@@ -1006,7 +1016,8 @@ class Run:
             if name.startswith(ONLINE_ONLY):
                 del state["agent"][name]
         write(self.dir / "offline.pt", lambda file: torch.save(state, file))
-        self.phase, self.step = "online", 0
+        self.phase = "online"
+        self.step = 0
         self.snapshot = self.state()
         self.write_latest(self.snapshot)
 
@@ -1126,7 +1137,8 @@ class Run:
             if state[name] != own[name]:
                 fail(f"{path} does not fit: its {name} is {state[name]}, not {own[name]}")
         self.load_networks(state, own, path)
-        size, step = state["online_size"], state["step"]
+        size = state["online_size"]
+        step = state["step"]
         ranges = {"offline": (-self.args.offline_steps, 0), "online": (0, self.args.online_steps)}
         first, last = ranges.get(state["phase"], (1, 0))
         done = max(step, 0)
@@ -1145,7 +1157,9 @@ class Run:
         torch.set_rng_state(state["rng"][0])
         if self.buffer.rows.is_cuda and len(state["rng"]) > 1:  # else the device has changed
             torch.cuda.set_rng_state(state["rng"][1])
-        self.phase, self.step, self.episode = state["phase"], step, state["episode"]
+        self.phase = state["phase"]
+        self.step = step
+        self.episode = state["episode"]
         self.seconds = state["seconds"]
         for name, offset in state["offsets"].items():
             self.files[name].truncate(offset)
@@ -1271,6 +1285,8 @@ def resumed_args(argv: list[str], path: str) -> Args:
     if args.online_steps < before.online_steps:
         fail(f"--online-steps {args.online_steps}: the run to resume has {before.online_steps}")
     folder = Path(path).resolve().parent
+    if args.run_dir != before.run_dir and Path(args.run_dir).resolve() != folder.parent:
+        fail(f"--run-dir {args.run_dir}: a run goes on where its latest.pt is, in {folder.parent}")
     finished = saved["phase"] == "done" and (folder / "summary.json").exists()
     if finished and args.online_steps == before.online_steps:
         fail(f"{path} is of a finished run, which only a larger --online-steps can extend")
@@ -1297,8 +1313,8 @@ def parse_args(argv: list[str]) -> Args:
     if folder.exists():
         fail(f"{folder} exists: choose another --run-name, or --resume {folder / 'latest.pt'}")
     print(SCRIPT.name, *(f"{name}={value}" for name, value in vars(args).items()))
-    family_settings = [f"{name}={value}" for name, value in settings.items()]
-    print(f"settings of {family}:", *(family_settings or ["none"]))
+    in_force = [f"{name}={value}" for name, value in settings.items() if vars(args)[name] == value]
+    print(f"settings of {family}:", *(in_force or ["none"]))
     return args
 
 

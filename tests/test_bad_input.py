@@ -77,6 +77,7 @@ def test_nan_and_infinity(capsys, where):
         (Box(-np.inf, np.inf, (1,)), "action_space", "bounded Box"),
         (Discrete(3), "observation_space", "observations must be vectors"),
         (Box(0, 255, (8, 8, 3), np.uint8), "observation_space", "observations must be vectors"),
+        (Box(0, 255, (8, 8), np.uint8), "observation_space", "observations must be vectors"),
         (
             Dict({"camera": Box(0, 255, (8, 8, 3), np.uint8)}),
             "observation_space",
@@ -272,5 +273,10 @@ def test_resumed_run_keeps_its_arguments(finished, capsys):
     assert f"--run-name new: the run to resume has {name}" in refused(
         capsys, "--resume", stopped, "--run-name", "new"
     )
+    assert (
+        f"--run-dir elsewhere: a run goes on where its latest.pt is, in {Path('runs').resolve()}"
+        in (refused(capsys, "--resume", stopped, "--run-dir", "elsewhere"))
+    )
+    iql.parse_args(["--resume", str(stopped), "--run-dir", "runs"])
     args = iql.parse_args(["--resume", str(stopped), "--device", "cpu", "--batch-size", "16"])
     assert (args.device, args.beta) == ("cpu", 3.0)

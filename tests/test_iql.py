@@ -283,6 +283,14 @@ def test_two_armed_bandit(args):
     assert means[0.0] == pytest.approx(arms.mean(), abs=0.1)
 
 
+def test_the_start_names_the_familys_settings_that_are_in_force(capsys):
+    iql.parse_args(["--dataset-id", "x/antmaze/y-v0", "--expectile", "0.8"])
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith("settings of antmaze: ")
+    assert " beta=10.0" in line
+    assert "expectile" not in line
+
+
 def test_return_scale():
     assert iql.return_scale(
         np.array([-4.0, -6.0, 90.0], np.float32), np.array([2, 3])

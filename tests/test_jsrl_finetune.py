@@ -97,6 +97,30 @@ def test_gate_on_returns_with_a_spread(returns, lower, upper, verdict):
     assert (gate.returns, gate.learner_episodes) == (([], 0) if verdict else (returns, 3))
 
 
+def test_each_bound_has_its_own_margin():
+    """Mean 96, deviations 1 and 0: an error of 1 / sqrt(3)."""
+    margins = {"min_episodes": 3, "z_advance": 0.5, "z_retreat": 2.0}
+    gate = make_gate(stage=2, guide=[(100.0, 1000, False)] * 4, **margins)
+    feed(gate, [96, 97])
+    gate.returns.append(95.0)
+    lower, upper, _ = gate.bounds()
+    assert (lower, upper) == pytest.approx((96 - 0.5 / 3**0.5, 96 + 2 / 3**0.5))
+
+
+def test_the_guide_acts_by_its_mean():
+    agent = make_agent()
+    agent.jump_start(0.0)
+    for parameter in agent.actor.parameters():
+        parameter.data.add_(0.1)
+    agent.guide.log_std.data.fill_(0.0)
+    obs, before = torch.randn(OBS), torch.get_rng_state()
+    for deterministic in (True, False):
+        action = agent.act(obs, deterministic, guided=True)
+        assert torch.equal(action, agent.guide(obs)[0])
+    assert torch.equal(torch.get_rng_state(), before)  # nothing is drawn
+    assert not torch.equal(action, agent.act(obs, True))
+
+
 def test_gate_without_a_margin_advances_earlier():
     assert (
         feed(
@@ -349,8 +373,9 @@ def same(first, second):
 def test_the_switch(init):
     agent, batch = make_agent(init=init), make_batch()
     agent.update(batch)
-    critic = agent.critic.weights[0].clone()
+    critic, value = agent.critic.weights[0].clone(), agent.value[0].weight.clone()
     agent.jump_start(7.0)
+    assert torch.equal(value, agent.value[0].weight) == (init == "warm")
     assert (
         same(agent.guide, agent.actor)
         == (init == "warm")

@@ -398,8 +398,11 @@ def test_a_step_is_many_of_the_critics_and_one_of_the_policy():
     agent = make_agent()
     batches = [make_batch() | {"rewards": torch.randn(B)} for _ in range(20)]
     seen, policy_loss = [], agent.compiled_policy_loss
+    judged, critic_loss = [], agent.compiled_critic_loss
     agent.compiled_policy_loss = lambda batch: seen.append(batch) or policy_loss(batch)
+    agent.compiled_critic_loss = lambda batch: judged.append(batch) or critic_loss(batch)
     metrics = agent.update(batches)
+    assert [id(batch) for batch in judged] == [id(batch) for batch in batches]
     assert len(seen) == 1 and seen[0] is batches[-1]
     assert step_counts(agent) == {"q_net": {20}, "value": {20}, "vae": {1}, "actor": {1}}
     assert metrics.keys() == {*o3f_lapo.METRICS}
@@ -638,6 +641,8 @@ def test_what_a_run_does(monkeypatch):
 
     def updating(self, batches):
         assert all(len(batch["rewards"]) == 16 for batch in batches)
+        for one, other in itertools.combinations(batches, 2):  # each of them drawn anew
+            assert not torch.equal(one["obs"], other["obs"])
         updates.append((len(stored), len(batches)))
         return update(self, batches)
 
@@ -759,6 +764,17 @@ def test_rewards_and_bounds(monkeypatch, family, best, scale, high):
     assert {*rewards} <= {0.0, max(rewards)}  # a fall is paid nothing
     agent = torch.load(folder / "latest.pt", weights_only=True)["agent"]
     assert (agent["value_low"].item(), agent["value_high"].item()) == pytest.approx((0.0, high))
+
+
+def test_a_reward_lower_than_all_in_the_data_lets_values_be_lower():
+    """Data of 2 and 0; online each step is paid -1, a fall -2."""
+    dataset_id = paid(4.0, "test/pendulum/paid-v0")
+    flags = ["--offline-steps", "2", "--online-steps", "8", "--reward-bias", "-2"]
+    folder = run("--run-name", "one", "--dataset-id", dataset_id, "--batch-size", "16", *flags)
+    state = torch.load(folder / "latest.pt", weights_only=True)
+    lowest = state["online"][:, 5].min().item()  # a row: 4 observations, action, reward, ...
+    assert lowest < 0
+    assert state["agent"]["value_low"].item() == pytest.approx(100 * lowest)
 
 
 def test_paper_settings():

@@ -88,6 +88,17 @@ def test_gate_draws_anew_for_every_observation_and_takes_the_lower_critic():
     assert not agent.composite(torch.zeros(3, OBS), deterministic=True)[1].any()
 
 
+def test_the_gate_takes_the_lower_critic_of_each_action():
+    """Offline (3, 1), new (2, 1.2): the gain is 0.2, by means or maxima it were negative."""
+    agent = make_agent(inverse_temperature=10.0)
+    set_policies(agent, [0.0, 0.0], [0.5, 0.5])
+    values = torch.tensor([[3.0, 2.0], [1.0, 1.2]])  # of both critics, at the old and the new one
+    agent.critic.forward = lambda obs, actions: values[:, (actions[:, 0] > 0.25).long()]
+    assert agent.composite(torch.zeros(3, OBS), deterministic=True)[1].all()
+    drawn = agent.composite(torch.zeros(20_000, OBS), deterministic=False)[1]
+    assert drawn.float().mean().item() == pytest.approx(0.8808, abs=0.01)  # sigmoid(10 * 0.2)
+
+
 def test_the_offline_policy_proposes_its_mode_and_the_new_one_a_sample():
     agent = make_agent()
     set_policies(agent, [0.1, 0.2], [0.5, 0.5])

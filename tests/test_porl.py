@@ -243,7 +243,10 @@ def test_a_step_online(presample):
     follow, actor_loss = agent.update_target, agent.compiled_actor_loss
     agent.update_target = lambda: critics.append(agent.critic.net.weights[0].clone()) or follow()
     agent.compiled_actor_loss = lambda batch: seen.append(batch["obs"]) or actor_loss(batch)
+    judged, critic_loss = [], agent.compiled_critic_loss
+    agent.compiled_critic_loss = lambda *x, **y: judged.append(x[0]) or critic_loss(*x, **y)
     metrics = agent.update_online(batches, presample)
+    assert [id(batch) for batch in judged] == [id(batch) for batch in batches]
     assert len({weights.sum().item() for weights in critics}) == len(critics) == 4
     steps = {}
     for name, parameter in agent.named_parameters():

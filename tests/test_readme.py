@@ -140,7 +140,9 @@ def test_help_shows_every_argument():
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_equations_quote_lines_of_the_script(script):
     """In the last column: lines, or the functions that hold them."""
-    page, code = (ROOT / f"docs/{script.stem}.md").read_text(), script.read_text()
+    path, code = ROOT / f"docs/{script.stem}.md", script.read_text()
+    assert path.exists(), f"{script.name} needs docs/{script.stem}.md"
+    page = path.read_text()
     table = re.search(r"lines that hold them\n(.*?)\n## ", page, re.S)[1]
     rows = re.findall(r"^\|(?! *\||---).*\|(.*)\|$", table, re.M)
     quoted = [words for row in rows for words in re.findall("`([^`]+)`", row)]

@@ -76,6 +76,14 @@ def test_files_of_a_run(whole):
     assert summary["final_score"] == pytest.approx(scores[90])
 
 
+def test_a_package_that_is_not_installed_is_not_recorded(monkeypatch):
+    monkeypatch.setattr(iql, "PACKAGES", ["torch", "no-such-package"])
+    folder = run("--dataset-id", pendulum(), *TINY)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["torch"] == torch.__version__
+    assert "no-such-package" not in config
+
+
 def test_tensorboard_has_the_same_keys_and_the_clock(whole):
     events = EventAccumulator(str(whole))
     events.Reload()

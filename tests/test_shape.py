@@ -14,11 +14,9 @@ import pytest
 import show_diff
 from conftest import ROOT, SCRIPTS
 
-import iql
-
 ALLOWED = {"filelock", "gymnasium", "h5py", "minari", "numpy", "torch", "tqdm", "tyro"}
 ABOVE = {"iql.py": 360, "jsrl_finetune.py": 612}  # lines above the line, where it is not 560
-BELOW = 884  # lines that are the same in every script
+BELOW = 900  # lines that are the same in every script
 LONGEST = {"main": 75}  # lines of a function, where it is not 60: both phases at once
 
 
@@ -97,9 +95,11 @@ def test_nothing_is_unused(path):
     assert {field.target.id for field in settings.body} <= flags
 
 
-def test_defaults_match_their_annotations():
-    hints = typing.get_type_hints(iql.Args)
-    for field in dataclasses.fields(iql.Args):
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_defaults_match_their_annotations(path):
+    module = importlib.import_module(path.stem)
+    hints = typing.get_type_hints(module.Args)
+    for field in dataclasses.fields(module.Args):
         hint = hints[field.name]
         allowed = typing.get_args(hint) or (hint,)
         assert field.default in allowed or type(field.default) in allowed, field.name
@@ -170,8 +170,6 @@ def test_the_diff_counts_every_line_of_code():
 
 
 def test_every_script_has_its_page_and_its_rows():
-    linked = re.findall(r"^\| \[`(\w+\.py)`\]", (ROOT / "README.md").read_text(), re.M)
-    assert sorted(linked) == [path.name for path in SCRIPTS]  # none has lost its line
     for path in SCRIPTS:
         keys = importlib.import_module(path.stem).KEYS
         assert (ROOT / "docs" / f"{path.stem}.md").exists(), (
@@ -184,6 +182,8 @@ def test_every_script_has_its_page_and_its_rows():
         )
         for table in ("README.md", "docs/family.md"):
             assert f"{path.name}`" in (ROOT / table).read_text(), table
+    linked = re.findall(r"^\| \[`(\w+\.py)`\]", (ROOT / "README.md").read_text(), re.M)
+    assert sorted(linked) == [path.name for path in SCRIPTS]  # none has lost its line
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

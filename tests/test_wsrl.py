@@ -163,13 +163,16 @@ def test_actor_takes_the_lowest_of_all_critics():
 
 def test_a_step_online_is_four_critic_steps_and_one_of_policy_and_temperature():
     agent, batches = make_agent(lagrange=True), [make_batch() for _ in range(4)]
+    judged, critic_loss = [], agent.compiled_critic_loss
     for _ in range(2):
         agent.update(batches[0])
     before, critics, seen = agent.log_multiplier.item(), [], []
     follow, actor_loss = agent.update_target, agent.compiled_actor_loss
     agent.update_target = lambda: critics.append(agent.critic.net.weights[0].clone()) or follow()
     agent.compiled_actor_loss = lambda batch: seen.append(batch["obs"]) or actor_loss(batch)
+    agent.compiled_critic_loss = lambda *x, **y: judged.append(x[0]) or critic_loss(*x, **y)
     agent.update_online(batches)
+    assert [id(batch) for batch in judged] == [id(batch) for batch in batches]
     assert (
         len({weights.sum().item() for weights in critics}) == len(critics) == 4
     )  # the target follows each of them

@@ -1,6 +1,7 @@
 """A whole run: its files, its reproducibility, and what survives an interruption."""
 
 import csv
+import importlib.metadata
 import json
 import os
 import re
@@ -80,7 +81,7 @@ def test_a_package_that_is_not_installed_is_not_recorded(monkeypatch):
     monkeypatch.setattr(iql, "PACKAGES", ["torch", "no-such-package"])
     folder = run("--dataset-id", pendulum(), *TINY)
     config = json.loads((folder / "config.json").read_text())
-    assert config["torch"] == torch.__version__
+    assert config["torch"] == importlib.metadata.version("torch")
     assert "no-such-package" not in config
 
 

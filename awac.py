@@ -371,7 +371,7 @@ SCRIPT = Path(__file__)
 BUNDLED = SCRIPT.resolve().parent / "datasets"
 LOG_EVERY = 500  # steps between two readings of the losses: a GPU has to wait for each
 PACKAGES = ["torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari"]
-SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]  # last: JSRL's
+SEED_PURPOSES = ["training", "evaluation offline", "evaluation online", "horizon"]  # h in JSRL
 EVAL_COLUMNS = ["step", "phase", "policy", "episode", "seed", "return", "length", "success"]
 # D4RL v2's mean returns of a random policy and of an expert (gym's v2), if the data name none.
 REFERENCE_SCORES = {
@@ -432,9 +432,10 @@ def flatten(space: gym.Space, x) -> np.ndarray:
     """One observation -> (dim,), T of them -> (T, dim), float32, as gymnasium.spaces.flatten."""
     if isinstance(space, gym.spaces.Dict):
         return np.concatenate([flatten(sub, x[key]) for key, sub in space.items()], axis=-1)
-    is_box = isinstance(space, gym.spaces.Box)
-    if not is_box or len(space.shape) > 2 or (len(space.shape) == 2 and space.dtype == np.uint8):
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) > 2:
         fail(f"observations must be vectors, not {space}")
+    if len(space.shape) == 2 and space.dtype == np.uint8:
+        fail(f"observations must be vectors, not a picture, {space}")
     x = np.asarray(x)
     leading = x.shape[: x.ndim - len(space.shape)]
     if x.dtype.kind not in "fiub" or x.shape != leading + space.shape or len(leading) > 1:

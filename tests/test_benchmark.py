@@ -771,6 +771,14 @@ def test_curves_are_compared_with_a_base(capsys):
     assert "'iql a', 'iql b'" in line
 
 
+def test_without_rliable_a_base_over_three_data_sets_gets_a_sentence(monkeypatch):
+    path = make_table("results.csv", {"a": 10.0, "b": 30.0})
+    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    args = plot.Args(runs=(path,), out=Path("out.svg"), base="iql a")
+    assert "needs rliable: make benchmark" in sentence(plot.main, args)
+    assert not Path("out.svg").exists()
+
+
 def test_a_figure_shows_by_how_much_a_curve_is_above_the_base(monkeypatch):
     path, drawn = make_table("results.csv", {"a": 10.0, "b": 30.0}), []
     monkeypatch.setattr(plot, "draw_differences", lambda ax, others, colors: drawn.append(others))

@@ -16,7 +16,7 @@ from conftest import ROOT, SCRIPTS
 
 ALLOWED = {"filelock", "gymnasium", "h5py", "minari", "numpy", "torch", "tqdm", "tyro"}
 ABOVE = {"iql.py": 360, "jsrl_finetune.py": 612}  # lines above the line, where it is not 560
-BELOW = 900  # lines that are the same in every script
+BELOW = 901  # lines that are the same in every script
 LONGEST = {"main": 75}  # lines of a function, where it is not 60: both phases at once
 
 

@@ -2,9 +2,9 @@
 
 Fine-tuning a policy in place may first lose what it could do. A jump start hands over gradually. In
 each episode a frozen copy of the offline policy, the guide, acts for the first h steps, and the
-learner for the rest. So the learner begins with short tails from good states. In n stages, h falls
-from the whole episode to 0; H is the mean length of the guide's episodes, of those that solved the
-task if there are any:
+learner for the rest. So the learner begins with short tails from good states. In n = --stages
+stages, h falls from the whole episode to 0. H is the mean number of steps that the guide needs to
+solve the task or, if it never does, the mean length of its episodes:
 
     act          a_t = mean of guide(s_t) if t < h_k, else a_t ~ learner(. | s_t)
                  h_k = H (1 - k/n) at stage k, rounded and below H; h_0 = infinity
@@ -16,7 +16,9 @@ task if there are any:
                  L_Q = sum_i E[ (r + gamma (1 - d) V(s') - Q_i(s, a))^2 ],  d = 1 at a true end
                  target critics: Qt_i <- (1 - tau) Qt_i + tau Q_i
 
---schedule tells when to hand over more:
+--schedule tells when to hand over more. J_g: mean return of the guide's own episodes, SE_g: its
+standard error; mu, s, m: mean, spread (at least a quarter of the guide's) and number of the returns
+that a decision looks at; J_r: a random policy's mean return (the data's, else D4RL's, else 0):
 
     automatic    after each training episode, once the learner has acted in --min-episodes of the
                  stage, by a test of the last --window returns at stage k
@@ -25,20 +27,16 @@ task if there are any:
                  threshold = J_g - tolerance |J_g - J_r|, SE = sqrt(s^2 / m + SE_g^2)
                  if all returns are 0 or 1: threshold = J_g - tolerance, and the two bounds are
                  J_g + (Newcombe's bounds of the difference mu - J_g)
-    curriculum   JSRL: after each evaluation of guide and learner acting together, advance if the
-                 mean of the last 5 is at least best - tolerance |best|; never retreat
-                 best: the highest such mean so far, at first J_g
+    curriculum   JSRL: after each evaluation of guide and learner acting together, from stage 1 on,
+                 advance if the mean of the last 5 is at least best - tolerance |best|; never
+                 retreat. best: the highest such mean so far, at first J_g
     random       JSRL: h drawn for every episode from h_1 ... h_n (evaluations take them in turn)
     direct       no guide: the learner alone from the first step, without a stage 0. It is not
                  iql.py: batches are mixed, and updates begin, as above
 
-    mu, s, m     mean, spread (at least a quarter of the guide's) and number of those returns
-    J_g, SE_g    mean return of the guide's own episodes, and its standard error
-    J_r          a random policy's mean return; 0 if the data do not tell it
-
-What changes at the switch: the policy is copied. The frozen copy is the guide; the policy itself is
-the learner's, with critics, V and Adam's moments as they are (--init cold: all of these are new). A
-decayed learning rate is full again. Stage 0 comes first: the guide acts alone, for
+What changes at the switch: the policy is copied. The copy, the guide, never changes; the policy
+trains on as the learner, with critics, V and Adam's moments as they are (--init cold: all are new).
+A decayed learning rate is full again. Stage 0 comes first: the guide acts alone, for
 --calibration-episodes (at least --min-episodes); critic and value train, the learner's policy does
 not. Stage 1 follows without a test. A retreat to stage 0 adds --min-episodes of the guide, and the
 policy trains on. eval/... is now guide and learner together, eval_learner/... the learner alone.
@@ -53,8 +51,8 @@ Deviations from JSRL (no code of its authors for this part is known):
  1. H comes from the episodes of stage 0, which count as steps, and in which critic and value train;
     theirs from 100 that do not count, without training.
  2. --init warm is the default (the aim is not to lose the offline level); their main table is cold.
- 3. The curriculum decides every --eval-every steps (theirs: 10,000); its tolerance is ours, and so
-    is that `best` starts as the guide's mean return.
+ 3. The curriculum decides every --eval-every steps (theirs: 10,000): in mazes our default is too
+    seldom for ten stages. Its tolerance is ours, and so is that `best` starts at J_g.
  4. All that iql.py lists under its deviations holds here too.
 
     python jsrl_finetune.py                                             # bundled hopper data
@@ -151,7 +149,7 @@ class Args:
     stages: Annotated[int, 1, 10**6] = 10  # n, from the guide alone to the learner alone
     calibration_episodes: Annotated[int, 2, 10**6] = 10  # of the guide alone, before stage 1
     min_episodes: Annotated[int, 2, 10**6] = 5  # with the learner in them, before a first verdict
-    window: Annotated[int, 2, 10**6] = 10  # how many returns count in a decision, a stage's newest
+    window: Annotated[int, 2, 10**6] = 10  # automatic: so many returns count, a stage's newest
     z_advance: Annotated[float, 0.0, 100.0] = 0.5  # automatic: standard errors above the threshold
     z_retreat: Annotated[float, 0.0, 100.0] = 1.0  # automatic: standard errors below it
     tolerance: Annotated[float, 0.0, 1.0] = 0.05  # accepted loss, see the thresholds above
@@ -315,7 +313,7 @@ class Gate:
     random_return: float = 0.0  # J_r, where the data set tells it
     guide_returns: list = dataclasses.field(default_factory=list)  # of its own episodes
     guide_lengths: list = dataclasses.field(default_factory=list)  # of these, in steps
-    solved_lengths: list = dataclasses.field(default_factory=list)  # of the solved ones among them
+    solved_lengths: list = dataclasses.field(default_factory=list)  # steps until they were solved
     returns: list = dataclasses.field(default_factory=list)  # of this stage, the newest --window
     learner_episodes: int = 0  # episodes of this stage in which the learner acted
     evaluations: list = dataclasses.field(default_factory=list)  # curriculum: returns, the last 5
@@ -323,8 +321,8 @@ class Gate:
 
     def calibrated(self) -> bool:
         """Whether enough is known of the guide: from then on the learner's policy trains."""
-        known = len(self.guide_returns) >= self.args.calibration_episodes
-        return known or self.args.schedule == "direct"
+        needed = max(self.args.calibration_episodes, self.args.min_episodes)
+        return len(self.guide_returns) >= needed or self.args.schedule == "direct"
 
     def horizon(self, stage: int) -> float:
         """h, the number of steps that the guide acts at a stage."""
@@ -343,10 +341,10 @@ class Gate:
             return [self.horizon(stage) for stage in range(1, self.args.stages + 1)]
         return [self.horizon(self.stage)]
 
-    def draw(self, number: int) -> float:
-        """h of a training episode. The number, random but the same after a resume, decides."""
+    def draw(self, number: int) -> tuple[int, float]:
+        """Stage and h of a training episode. The number decides (random; as before on a resume)."""
         horizons = self.horizons()
-        return horizons[number % len(horizons)]
+        return self.stage, horizons[number % len(horizons)]
 
     def move(self, stage: int) -> None:
         """Enter a stage: training returns that were seen at another one no longer count."""
@@ -377,16 +375,18 @@ class Gate:
         row = {"online/gate_estimate": estimate, "online/gate_threshold": threshold}
         return row | {"online/gate_verdict": verdict}
 
-    def after_episode(self, stats: dict, solved: bool, guide_share: float) -> dict[str, float]:
-        """Take in a finished training episode, decide, and return what is to be logged."""
+    def after_episode(self, stats: dict, solved_at: float, guide_share: float) -> dict[str, float]:
+        """Take in a finished training episode, decide, and return what is to be logged.
+
+        solved_at: the step of its first success, infinite if there was none."""
         args = self.args
         self.returns.append(float(stats["r"]))
         self.returns = self.returns[-args.window :]
         if self.stage == 0:
             self.guide_returns.append(float(stats["r"]))
             self.guide_lengths.append(int(stats["l"]))
-            if solved:
-                self.solved_lengths.append(int(stats["l"]))
+            if solved_at < math.inf:
+                self.solved_lengths.append(solved_at)
             if self.calibrated() and len(self.returns) >= args.min_episodes:
                 self.best = float(np.mean(self.guide_returns))
                 self.move(1)
@@ -569,7 +569,7 @@ def main(args: Args) -> None:
         agent.set_actor_lr(args.learning_rate)
         run.evaluate(agent.act, eval_env)
         run.end_offline()
-    if run.step == 0:  # also if it is resumed there: only later checkpoints hold guide and gate
+    if run.step == 0:  # also if it is resumed there: guide and gate begin with step 1
         random_return = references[0] if references else 0.0
         agent.jump_start(random_return)
     gate = agent.gate
@@ -579,14 +579,14 @@ def main(args: Args) -> None:
     for step in run.steps("online"):
         length = env.episode_lengths  # so far
         if length == 0:  # an episode begins: its h is chosen
-            solved = False
-            stage = gate.stage
-            horizon = gate.draw(run.seed("horizon", run.episode))
+            solved_at = math.inf
+            stage, horizon = gate.draw(run.seed("horizon", run.episode))
         current = torch.from_numpy(obs).to(device)
         action = agent.act(current, deterministic=False, guided=length < horizon).cpu().numpy()
         next_obs, reward, terminated, truncated, info = env.step(action)
         reward = scale * float(reward) + args.reward_bias
-        solved = solved or bool(info.get("success", False))
+        if info.get("success", False):
+            solved_at = min(solved_at, length + 1)
         buffer.add(
             obs=obs, actions=action, rewards=reward, next_obs=next_obs, terminations=terminated
         )
@@ -603,7 +603,7 @@ def main(args: Args) -> None:
                 run.log(decision)
         if terminated or truncated:
             share = min(horizon / (length + 1), 1.0)
-            decision = gate.after_episode(info["episode"], solved, share)
+            decision = gate.after_episode(info["episode"], solved_at, share)
             run.log({"online/stage": stage, "online/guide_share": share} | decision)
             run.end_episode(info["episode"])
             obs, _ = env.reset(seed=run.seed("training", run.episode))

@@ -36,7 +36,7 @@ centre. Ours, where the paper is silent, and deviations:
  1. V and the weights take the minimum over all m target critics (IQL's minimum over its two).
  2. The critics, not their target copies, score the candidates, which are clipped before: what is
     scored is what is executed. The centre is not itself a candidate. The paper's formula of the
-    std, as we could extract it, lacks the root.
+    std, as it came out of the PDF, lacks the root.
  3. The centre is clipped to the box before it is perturbed (it is what iql.py would execute).
     --center mean is ours.
  4. One update per environment step. Ours is sigma for Adroit and pointmaze (0.05, the paper's for
@@ -130,7 +130,7 @@ class Args:
     # ---- end of shared arguments ----
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
     actor_lr_decay: bool = False  # offline, the actor's learning rate falls to 0 along a cosine
-    num_critics: Annotated[int, 1, 100] = 5  # V and advantages take the lowest target critic
+    num_critics: Annotated[int, 1, 100] = 5  # score candidates; V, weights: lowest target critic
     expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
     beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
     dropout: Annotated[float, 0.0, 0.99] = 0.0  # dropout rate inside the actor's loss

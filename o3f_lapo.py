@@ -13,12 +13,12 @@ actions, by the data's mean and spread.
 
 For a transition (s, a, r, s', d), d = 1 at a true end, critics Q_j, j <= --num-critics, a value V,
 encoder enc, decoder dec, latent policy p, and slowly following copies (target networks) Qt_j, dect
-and pt of critics, decoder and policy:
+and pt of critics, decoder and policy; lambda: --min-weight, beta: --kl-weight, z_max: --max-latent:
 
     mix       M(s, z) = lambda min_j Qt_j(s, dect(s, z)) + (1 - lambda) max_j Qt_j(s, dect(s, z)),
               over the same --critic-subset random j, drawn anew whenever M is computed for a batch
     critic    L_Q = sum_j E[ (r + gamma (1 - d) V(s') - Q_j(s, a))^2 ]
-    value     L_V = E[ (clip(M(s, pt(s) + xi), low, high) - V(s))^2 ]    xi: 0.1 eps, within +-0.2
+    value     L_V = E[ (clip(M(s, pt(s) + xi), low, high) - V(s))^2 ]  xi: 0.1 eps, cut at +-0.2
     weight    w = kappa where r + gamma (1 - d) M(s', pt(s')) > V(s), else 1 - kappa
     CVAE      L_VAE = E[ w (|dec(s, z) - a|^2 + beta KL) ]   z = mu + sd eps, (mu, sd) = enc(s, a)
               KL = sum_k (mu_k^2 + sd_k^2 - 1 - log sd_k^2) / 2
@@ -26,11 +26,11 @@ and pt of critics, decoder and policy:
     targets   Qt_j <- (1 - tau) Qt_j + tau Q_j;              dect and pt alike
 
 eps: standard normal. low = min(0, lowest r / (1 - gamma)), high = max(0, highest r / (1 - gamma));
-with --single-reward (mazes: the only reward is at the goal) high = max(0, highest r). L_Q trains
-the critics, L_V the value, L_VAE enc and dec, L_p the policy: w and what L_Q and L_V regress on are
-constants, and L_p goes through Q_j and dect without moving them. A step is --utd-ratio times
-critics and value, each time on another batch and with Qt following, then once CVAE and policy on
-the last batch, with dect and pt following.
+with --single-reward (mazes: the only reward is at the goal) high = max(0, highest r); lowest and
+highest so far, in data and online. L_Q trains the critics, L_V the value, L_VAE enc and dec, L_p
+the policy: w and what L_Q and L_V regress on are constants, and L_p goes through Q_j and dect
+without moving them. A step is --utd-ratio times critics and value, each time on another batch and
+with Qt following, then once CVAE and policy on the last batch, with dect and pt following.
 
 What changes at the switch: --utd-ratio takes effect (offline it is 1), and online transitions join
 the data: batches are uniform over their union. Networks, targets and Adam's moments go on. The

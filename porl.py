@@ -12,7 +12,7 @@ a temperature alpha:
                  are transitions enough, the critics take --utd-ratio steps per environment step,
                  each on a batch of its own:
                  L_Q = mean_i E[ (y - Q_i(s, a))^2 ],  then  Qt_i <- (1 - tau) Qt_i + tau Q_i
-                 y = r + gamma (1 - d) min_j Qt_j(s', n),  n ~ pi(. | s'),  j: two random critics
+                 y = r + gamma (1 - d) min_j Qt_j(s', n),  n ~ pi(. | s'),  j: any 2, repeats happen
     stage B      the same without the floor (see below), in acting and in n; then once per step,
                  on all these batches together:
                  L_pi = E[ alpha log pi(b | s) - min_i Q_i(s, b) ],  b ~ pi(. | s),  i: all critics
@@ -43,12 +43,12 @@ update), SAC, cloned policies, and the three ways to begin with Q. All else is o
  2. Stage A: critics learn once the buffer holds more than the batches of one step, as often as in
     stage B. Its length is fixed; there is no further training at its end.
  3. Behaviour cloning: maximum likelihood, the data's actions clipped to +-0.999, --min-std 0.1.
- 4. --initial-alpha 0.1: an entropy bonus of wsrl.py's size would outweigh critics that are new.
+ 4. --initial-alpha 0.1: with 1, where wsrl.py begins offline, entropy would outweigh new critics.
  5. With --q-init random or offline, stage A only collects: as many steps, with the same --min-std.
  6. Left out: policies of other networks (IQL's, deterministic ones); a term that keeps pi near its
     beginning; the mean over critics in L_pi; a stage A that ends once the TD error is low. The
-    critics of a cal_ql.py or wsrl.py checkpoint must have the sizes asked for, although only
-    --q-init offline reads them.
+    critics of a checkpoint must have the sizes asked for, although only --q-init offline reads
+    them.
 
     python porl.py                                                # bundled hopper data, cloned
     python porl.py --offline-checkpoint runs/NAME/offline.pt      # see docs/porl.md for cal_ql.py's
@@ -331,7 +331,7 @@ class Agent(nn.Module):
         self.critic = Critic(obs_dim, act_dim, args)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(args.initial_alpha)))
-        self.log_multiplier = nn.Parameter(torch.tensor(1.0))  # of cal_ql.py; unused here
+        self.log_multiplier = nn.Parameter(torch.tensor(1.0))  # unused: cal_ql.py's
         self.to(device)
         actor = {"params": [*self.actor.parameters(), self.log_alpha], "lr": args.actor_lr}
         critic = {"params": [*self.critic.parameters(), self.log_multiplier]}
@@ -390,7 +390,7 @@ class Agent(nn.Module):
             count = args.num_actions
             if stage_a or not args.online_max_backup:
                 count = 1
-            # (N, B, act_dim), (N, B)
+            # (N, B, act_dim), N = 1 but for the best of several
             candidates, _ = self.actor.sample(next_obs, count, floored=stage_a)
             next_q = self.critic_target(next_obs, candidates, members=self.some_critics())
             next_v = next_q.amin(0).amax(0)  # (E, N, B) -> (B,): lowest critic, best action
@@ -486,7 +486,9 @@ def main(args: Args) -> None:
     new_rows = args.utd_ratio * args.batch_size
     rest = max(args.presample_steps, new_rows)  # so long the policy does not learn
     idle = new_rows if args.q_init == "presample" else rest
-    if 0 < args.online_steps <= rest:
+    if 0 < args.online_steps <= idle:
+        print(f"note: no update is made: the first {idle} steps online have none")
+    elif 0 < args.online_steps <= rest:
         print(f"note: the policy makes no update: it rests for the first {rest} steps online")
     if args.q_init == "presample" and args.presample_steps <= new_rows:
         print(f"note: no critic learns in stage A: it must be longer than {new_rows} steps")

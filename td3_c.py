@@ -393,6 +393,8 @@ def main(args: Args) -> None:
     buffer = ReplayBuffer(columns, args.online_steps, device)
     agent = Agent(columns["obs"].shape[1], columns["actions"].shape[1], args, device)
     agent.measure(columns["obs"])
+    if 0 < args.online_steps < args.batch_size:
+        print(f"note: no update is made online: the first comes at step {args.batch_size}")
     run = Run(args, agent, buffer, references)
 
     # ---- offline: gradient steps -offline_steps + 1, ..., 0

@@ -12,9 +12,10 @@ and a learned temperature alpha of the entropy, the parts are:
               y's minimum is over 2 of the M critics, drawn with replacement, and the gap's mean
               over 2 drawn anew
     warm-up   act with samples of the policy; no update. Even with --warmup-steps 0, updates wait
-              until there are more rows than the batches of a step draw
-    online    --utd-ratio times per step L_Q, each on a batch of its own, and then Qt moves; after
-              these, once L_A, over all M critics, and L_alpha, on all these batches together:
+              until there are more new transitions than the batches of a step draw
+    online    --utd-ratio times per step L_Q, each on a batch of its own, and then the targets,
+              Qt_i <- (1 - tau) Qt_i + tau Q_i; after these, once L_A and L_alpha, on all these
+              batches together. mean_i and min_i are over all M critics:
 
     target    y = r + gamma (1 - d) min_{i in 2 of M} Qt_i(s', n)  n ~ pi(. | s')
     critic    L_Q = mean_i E[ (y - Q_i(s, a))^2 ]
@@ -35,9 +36,10 @@ Deviations from the authors' code (github.com/zhouzypaul/wsrl):
     momentum, with zero gradients (so per environment step their policy moves 2.2 times as far,
     their critics 1.1 times).
  2. Networks, multiplier, temperature and log-densities are those of cal_ql.py: the official
-    Cal-QL's form of them. Theirs: a softplus multiplier without w and a softplus temperature, an
-    entropy estimate in the next states, a constant std on antmaze and no learned scale and shift of
-    it elsewhere, other initial weights, and one last layer that all critics share.
+    Cal-QL's form of them. Theirs: a multiplier and a temperature that are a softplus, the first
+    from 1 on (ours: from e w), an entropy estimate in the next states, a constant std on antmaze
+    and no learned scale and shift of it elsewhere, other initial weights, and one last layer that
+    all critics share.
  3. Budgets of locomotion and pointmaze: what a CPU can afford. Evaluations: ours but for antmaze's
     20 episodes.
  4. --retain-offline-ratio holds in every minibatch; theirs puts all offline rows into some of them.

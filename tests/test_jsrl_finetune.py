@@ -32,7 +32,7 @@ def make_gate(stage=1, guide=((100.0, 1000, False),), random_return=0.0, **setti
 def feed(gate, returns, guide_share=0.5):
     """Finished episodes; the verdict on the last one (None if there was none)."""
     for value in returns:
-        logged = gate.after_episode({"r": value, "l": 1000}, False, guide_share)
+        logged = gate.after_episode({"r": value, "l": 1000}, math.inf, guide_share)
     return logged.get("online/gate_verdict")
 
 
@@ -85,7 +85,7 @@ def test_gate_on_returns_with_a_spread(returns, lower, upper, verdict):
     gate = make_gate(stage=2, guide=[(100.0, 1000, False)] * 4, **CERTAIN)
     assert feed(gate, returns[:2]) is None
     assert gate.bounds()[2] == 95
-    logged = gate.after_episode({"r": returns[2], "l": 1000}, False, 0.5)
+    logged = gate.after_episode({"r": returns[2], "l": 1000}, math.inf, 0.5)
     assert logged["online/gate_estimate"] == pytest.approx(np.mean(returns))
     assert logged["online/gate_lower"] == pytest.approx(lower, abs=0.01)
     assert logged["online/gate_upper"] == pytest.approx(upper, abs=0.01)
@@ -188,7 +188,7 @@ def test_for_returns_of_0_or_1_the_errors_of_both_shares_count(ones, solved, epi
     gate = make_gate(guide=guide, min_episodes=10, window=20, z_advance=1.0, z_retreat=0.9)
     returns = [1.0] * ones + [0.0] * (10 - ones)
     assert feed(gate, returns[:9]) is None
-    logged = gate.after_episode({"r": returns[9], "l": 100}, False, 0.5)
+    logged = gate.after_episode({"r": returns[9], "l": 100}, math.inf, 0.5)
     low, guide_high = share_bounds(ones, 10, 1.0)[0], share_bounds(solved, episodes, 1.0)[1]
     high, guide_low = share_bounds(ones, 10, 0.9)[1], share_bounds(solved, episodes, 0.9)[0]
     lower = ones / 10 - np.sqrt((ones / 10 - low) ** 2 + (guide_high - 0.8) ** 2)
@@ -416,10 +416,19 @@ def rows(folder, name="metrics.csv"):
 
 def test_only_solved_episodes_of_the_guide_give_the_horizon():
     gate = make_gate(stage=0, guide=(), calibration_episodes=3, min_episodes=2)
-    for length, solved in ((50, False), (20, True), (40, True)):
-        gate.after_episode({"r": 1.0, "l": length}, solved, 1.0)
-    assert gate.guide_lengths == [50, 20, 40]
+    for solved_at in (math.inf, 20, 40):  # of episodes that go on after the first success
+        gate.after_episode({"r": 1.0, "l": 50}, solved_at, 1.0)
+    assert gate.guide_lengths == [50, 50, 50]
     assert gate.solved_lengths == [20, 40]
+    assert gate.horizon(1) == 27  # 30 (1 - 1/10)
+
+
+def test_the_policy_rests_until_stage_0_is_over():
+    gate = make_gate(stage=0, guide=(), calibration_episodes=2, min_episodes=5)
+    for _ in range(5):
+        assert gate.stage == 0 and not gate.calibrated()
+        feed(gate, [1.0])
+    assert gate.stage == 1 and gate.calibrated()
 
 
 def test_settings_are_those_of_the_page():
@@ -457,13 +466,13 @@ def test_who_acts_what_is_frozen_and_what_the_gate_is_told(monkeypatch, schedule
             assert same(self.guide, begun[0])
         return metrics
 
-    def telling(self, stats, solved, guide_share):
+    def telling(self, stats, solved_at, guide_share):
         h = (
             self.horizons() if schedule in ("automatic", "direct") else None
         )  # the others may have moved since
         told.append((float(stats["r"]), int(stats["l"]), guide_share, h, list(acted)))
         acted.clear()
-        return after(self, stats, solved, guide_share)
+        return after(self, stats, solved_at, guide_share)
 
     def starting(self, random_return):
         assert random_return == 5  # the data set's reference
@@ -516,9 +525,9 @@ def test_what_the_gate_is_told_and_what_is_logged(monkeypatch, schedule):
     evaluate, after_episode = jsrl.Run.evaluate, jsrl.Gate.after_episode
     after_evaluation = jsrl.Gate.after_evaluation
 
-    def telling(self, stats, solved, guide_share):
+    def telling(self, stats, solved_at, guide_share):
         told.append((self.stage, guide_share))
-        return after_episode(self, stats, solved, guide_share)
+        return after_episode(self, stats, solved_at, guide_share)
 
     def evaluating(self, act, env, *names):
         values = evaluate(self, act, env, *names)
@@ -543,7 +552,7 @@ def test_what_the_gate_is_told_and_what_is_logged(monkeypatch, schedule):
         assert logged == told
 
 
-def test_an_episode_is_solved_by_a_success_at_any_step(monkeypatch):
+def test_an_episode_is_solved_by_its_first_success(monkeypatch):
     pendulum()
     make_env, after_episode, told = jsrl.make_env, jsrl.Gate.after_episode, []
 
@@ -552,22 +561,22 @@ def test_an_episode_is_solved_by_a_success_at_any_step(monkeypatch):
         step = env.step
 
         def stepping(action):
-            *outcome, info = step(action)  # of five steps and more
             odd = env.episode_count % 2 == 1
-            return *outcome, info | {"success": odd and env.episode_lengths == 3}
+            *outcome, info = step(action)  # of five steps and more
+            return *outcome, info | {"success": odd and env.episode_lengths in (3, 5)}
 
         env.step = stepping
         return env
 
-    def telling(self, stats, solved, guide_share):
-        told.append(solved)
-        return after_episode(self, stats, solved, guide_share)
+    def telling(self, stats, solved_at, guide_share):
+        told.append(solved_at)
+        return after_episode(self, stats, solved_at, guide_share)
 
     monkeypatch.setattr(jsrl, "make_env", making)
     monkeypatch.setattr(jsrl.Gate, "after_episode", telling)
     run("--run-name", "one")
     assert len(told) > 8
-    assert told == [number % 2 == 1 for number in range(len(told))]
+    assert told == [3 if number % 2 == 1 else math.inf for number in range(len(told))]
 
 
 def test_the_mixture_in_evaluation():
@@ -707,10 +716,10 @@ def test_a_run_draws_its_horizons_at_random(monkeypatch):
             acted.append(bool(guided))
         return act(self, obs, deterministic, guided)
 
-    def telling(self, stats, solved, guide_share):
+    def telling(self, stats, solved_at, guide_share):
         told.append((self.stage, sum(acted), len(acted)))
         acted.clear()
-        return after(self, stats, solved, guide_share)
+        return after(self, stats, solved_at, guide_share)
 
     choices = lambda self: [0, 1, 2, 3] if self.stage > 0 else horizons(self)  # noqa: E731
     monkeypatch.setattr(jsrl.Agent, "act", acting)

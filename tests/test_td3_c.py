@@ -583,6 +583,15 @@ def test_losses_and_steps_of_each_phase(updates, method):
             assert (float(row[f"{phase}/multiplier"]) > 0) == constrained
 
 
+@pytest.mark.parametrize("steps, noted", [(15, True), (16, False)])
+def test_a_run_too_short_for_an_update_says_so(capsys, updates, steps, noted):
+    flags = ["--dataset-id", pendulum(), *TINY, "--batch-size", 16, "--online-steps", steps]
+    run(*flags, script=td3_c)
+    note = "note: no update is made online: the first comes at step 16"
+    assert (note in capsys.readouterr().out) == noted
+    assert len(updates) == 60 + (not noted)
+
+
 def rows_at_the_switch(folder):
     rows = csv.DictReader(open(folder / "eval.csv", newline=""))
     return [row for row in rows if row["step"] == "0"]

@@ -11,7 +11,8 @@ a step then takes less than half the time, and every arm has the same ones.
 import dataclasses
 
 # What a step usually takes on one thread of a CPU, in seconds: an update offline, online an
-# environment step with its update. Only for the time that a sweep announces before it has run.
+# environment step with its update; evaluations come on top. Only for the time that a sweep
+# announces before it has run.
 SECONDS_PER_STEP = {
     "iql.py": 0.006,
     "o3f.py": 0.010,
@@ -193,14 +194,14 @@ EXPERIMENTS = {
                 paper="O3F: +28 % on antmaze-large-diverse with LAPO; none with IQL, used here",
                 pair=("o3f", "noise"),
                 measure="training_success",
-                changed="precondition's comparator changed after the probes",
+                changed="precondition's comparator changed after the probes and one seed",
             ),
             Claim(
                 "in mazes a small sigma is better than a large one",
                 paper="O3F: sigma 0.05 on antmaze, 0.2 in locomotion",
                 pair=("o3f", "o3f-0.2"),
                 measure="training_success",
-                changed="precondition's comparator changed after the probes",
+                changed="precondition's comparator changed after the probes and one seed",
             ),
         ],
         precondition=SEARCH_HELPS,
@@ -363,7 +364,7 @@ EXPERIMENTS = {
         online="--online-steps 10000 --eval-every 250",
         offline=WSRL_OFFLINE,
         shares="wsrl-maze",
-        changed="steps halved after four of 20 runs",
+        changed="steps halved and evaluations denser after four of 20 runs",
     ),
     "porl-hopper": porl(
         "on Hopper",
@@ -379,7 +380,7 @@ EXPERIMENTS = {
                 paper="TD3-C: abstract; no number could be read",
                 pair=("td3c-online_only", "td3-online_only"),
                 measure="lowest_of_switch",
-                changed="narrowed, and precondition read otherwise, after the runs",
+                changed="narrowed, and what is the level at the switch changed, after the runs",
             ),
         ],
         precondition="the offline score is within 10 of the data's (42.3)",

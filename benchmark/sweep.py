@@ -503,12 +503,14 @@ def cost(job: Job, jobs: list[Job]) -> float:
     """Seconds that a run takes: as finished ones of its arm, else by what a step usually takes."""
     if finished(job.folder):  # only its probe is missing
         return 0.0
-    alike = [other for other in jobs if other.tag == job.tag and other.complete]
-    if alike:
-        files = [other.folder / "summary.json" for other in alike]
-        taken = [json.loads(file.read_text()).get("seconds_total") for file in files]
-        if all(isinstance(seconds, int | float) for seconds in taken):
-            return statistics.fmean(taken)
+    taken = []
+    for other in jobs:
+        if other.tag == job.tag and other.complete:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                about = json.loads((other.folder / "sweep.json").read_text())
+                taken.append(float(about["seconds"]))  # evaluations included
+    if taken:
+        return statistics.fmean(taken)
     return steps_of(job) * SECONDS_PER_STEP.get(Path(job.command[0]).name, float("nan"))
 
 

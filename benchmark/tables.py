@@ -266,6 +266,12 @@ def mean_between(run: Run, arms: dict[str, Run], first: int, last: int) -> float
     return statistics.fmean(score for step, score in run.scores.items() if first < step <= last)
 
 
+def mean_every(run: Run, arms: dict[str, Run], interval: int, first: int) -> float:
+    """Mean score over the evaluations at every {}th step, after step {}."""
+    steps = [step for step in run.scores if step > first and step % interval == 0]
+    return statistics.fmean(run.scores[step] for step in steps)
+
+
 def mean_of_last(run: Run, arms: dict[str, Run], steps: int) -> float:
     """Mean score over the evaluations of the last {} steps."""
     first = max(run.scores) - steps
@@ -335,6 +341,7 @@ LOOKED_AT = {
         final_score,
         score_at,
         mean_between,
+        mean_every,
         mean_of_last,
         lowest_after,
         lowest_score,

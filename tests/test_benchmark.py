@@ -1264,6 +1264,7 @@ LOOKED_AT_RUN = tables.Run(
         ("final_score", 76.0, "mean score in the last five evaluations"),
         ("score_at:1500", 90.0, "score at step 1,500"),
         ("mean_between:500:1500", 95.0, "evaluations after step 500 and up to step 1,500"),
+        ("mean_every:1000:0", 100.0, "at every 1,000th step, after step 0"),
         ("mean_of_last:1000", 90.0, "of the last 1,000 steps"),
         ("lowest_after:500", 80.0, "after step 500"),
         ("lowest_score", 80.0, "that follows an update"),

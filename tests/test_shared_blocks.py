@@ -19,8 +19,9 @@ def test_shared_blocks(path):
 
 def test_sync_finds_and_mends_a_drifted_script(tmp_path, monkeypatch, capsys):
     drifted = SOURCE.replace("LOG_EVERY = 500", "LOG_EVERY = 50").replace(
-        "batch_size: int = 256", "batch_size: int = 64"
+        "batch_size: Annotated[int, 1, 10**6] = 256", "batch_size: Annotated[int, 1, 10**6] = 64"
     )
+    assert "= 50  #" in drifted and "= 64  #" in drifted
     drifted = drifted.replace("def mlp(", "def net(")
     (tmp_path / "iql.py").write_text(SOURCE)
     (tmp_path / "child.py").write_text(drifted)
@@ -36,9 +37,11 @@ def test_sync_finds_and_mends_a_drifted_script(tmp_path, monkeypatch, capsys):
     assert sync_shared.main(check) == 0
     damaged = drifted.replace(sync_shared.FENCES[-1][0], "")
     (tmp_path / "child.py").write_text(damaged)
+    (tmp_path / "before.py").write_text(drifted)
     assert sync_shared.main(sync_shared.Args()) == 1
     assert "child.py: the fence" in capsys.readouterr().out
     assert (tmp_path / "child.py").read_text() == damaged
+    assert (tmp_path / "before.py").read_text() == drifted  # nothing half done
 
 
 def test_a_missing_fence_is_an_error():

@@ -90,7 +90,7 @@ class SACArgs:
     level: Literal["random", "medium", "medium-replay", "expert"] = "medium"
     """which behaviour to record"""
     steps: Annotated[int, 1, 10**7] = 100_000
-    """transitions to record (medium-replay: at most, the last ones are kept)"""
+    """transitions to record, to the end of an episode (medium-replay: the last ones are kept)"""
     train_steps: Annotated[int, 15_000, 10**7] = 1_000_000
     """environment steps after which training gives up (medium) or stops (expert);
     the policy is evaluated from 15000 on"""

@@ -86,6 +86,8 @@ def main(args: Args) -> None:
     path = ROOT / Path(args.script).name
     if not path.is_file():
         stop(f"there is no script {path.name}")
+    if args.html and args.docs:
+        stop("--html and --docs: one at a time")
     text = path.read_text()
     parent = parent_of(text)
     if parent is None:
@@ -106,6 +108,8 @@ def main(args: Args) -> None:
     diff = list(difflib.unified_diff(before, after, parent, path.name, lineterm=""))
     if args.docs:
         page = ROOT / "docs" / f"{path.stem}.md"
+        if not page.is_file():
+            stop(f"there is no page docs/{page.name}")
         page.write_text(page_with_diff(page.read_text(), path.name, diff, count))
         print(f"{page}: {count}")
         return

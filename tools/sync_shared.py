@@ -52,7 +52,7 @@ def synced(text: str, source: str) -> str:
 
 def main(args: Args) -> int:
     """The exit status: 1 if scripts differ (--check), or if one lacks a fence; else 0."""
-    source, stale = (ROOT / "iql.py").read_text(), []
+    source, stale = (ROOT / "iql.py").read_text(), {}
     for path in sorted(ROOT.glob("*.py")):
         text = path.read_text()
         if not any(fence in text for pair in FENCES for fence in pair if fence):
@@ -60,14 +60,14 @@ def main(args: Args) -> int:
         try:
             new = synced(text, source)
         except ValueError as error:
-            print(f"{path.name}: {error}")
+            print(f"{path.name}: {error}; nothing was written")
             return 1
         if new != text:
-            stale.append(path.name)
-            if not args.check:
-                path.write_text(new)
-    for name in stale:
-        print(f"{name}: shared blocks {'differ' if args.check else 'copied'}")
+            stale[path] = new
+    for path, new in stale.items():
+        if not args.check:
+            path.write_text(new)
+        print(f"{path.name}: shared blocks {'differ' if args.check else 'copied'}")
     if not stale:
         print("all the same")
     return int(bool(stale) and args.check)

@@ -25,8 +25,7 @@ one update per step, with the same losses and lambda. Adam's moments carry over.
 there, as figure 3 of O3F's paper (see o3f.py) does from 1 to 0.1, start a second run from the first
 one's offline.pt: see the last two commands.
 
-IQL's advantage is min_i Qt_i(s, a) - V(s): there a network, here a draw of pi is what a is held
-against.
+IQL's advantage is min_i Qt_i(s, a) - V(s), with a network V in the place of the draw b.
 Parent: iql.py; `diff iql.py awac.py` is the method and two things of CORL, a third hidden layer and
 standardized observations; it leaves out what only IQL has (V, dropout, scaled returns, a decayed
 learning rate), and logs clipped_share instead of V's loss. Measured: docs/awac.md, with commands.

@@ -342,7 +342,7 @@ class Gate:
         return [self.horizon(self.stage)]
 
     def draw(self, number: int) -> tuple[int, float]:
-        """Stage and h of a training episode. The number decides (random; as before on a resume)."""
+        """Stage and h of a training episode; its seed, `number`, chooses if there are several."""
         horizons = self.horizons()
         return self.stage, horizons[number % len(horizons)]
 

@@ -130,7 +130,7 @@ class Args:
     # ---- end of shared arguments ----
     learning_rate: Annotated[float, 0.0, 1.0] = 3e-4  # Adam learning rate of all networks
     actor_lr_decay: bool = False  # offline, the actor's learning rate falls to 0 along a cosine
-    num_critics: Annotated[int, 1, 100] = 5  # score candidates; V, weights: lowest target critic
+    num_critics: Annotated[int, 1, 100] = 5  # all score candidates; V, weights: the lowest target
     expectile: Annotated[float, 0.01, 0.999] = 0.7  # V estimates this expectile of Q; 0.5: mean
     beta: Annotated[float, 0.0, 1e3] = 3.0  # advantage weights are exp(beta u); 0 clones the data
     dropout: Annotated[float, 0.0, 0.99] = 0.0  # dropout rate inside the actor's loss

@@ -380,7 +380,7 @@ EXPERIMENTS = {
                 paper="TD3-C: abstract; no number could be read",
                 pair=("td3c-online_only", "td3-online_only"),
                 measure="lowest_of_switch",
-                changed="narrowed, and what is the level at the switch changed, after the runs",
+                changed="narrowed, and the level at the switch read otherwise, after the runs",
             ),
         ],
         precondition="the offline score is within 10 of the data's (42.3)",

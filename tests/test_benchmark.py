@@ -433,6 +433,21 @@ def test_a_run_that_was_told_other_things_is_not_taken_over():
     assert "other arguments" in sentence(sweep.main, args, [])
 
 
+def test_what_a_run_will_cost():
+    """As the finished runs of its arm have taken in all; before any, by what a step takes."""
+    command = ["iql.py", "--offline-steps", "1000", "--online-steps", "1000"]
+    jobs = [sweep.Job(Path(name), "arm", command) for name in "abc"]
+    jobs.append(sweep.Job(Path("d"), "other", command))
+    assert [sweep.cost(job, jobs) for job in jobs] == [12.0] * 4  # 0.006 s a step
+    for job, seconds in zip(jobs, (100, 300)):
+        job.folder.mkdir()
+        (job.folder / "summary.json").write_text('{"seconds_total": 1}')  # without evaluations
+        (job.folder / "sweep.json").write_text(f'{{"seconds": "{seconds}"}}')
+    assert [sweep.cost(job, jobs) for job in jobs] == [0.0, 0.0, 200.0, 12.0]
+    (Path("b") / "sweep.json").unlink()  # of a run made by hand nothing is known
+    assert sweep.cost(jobs[2], jobs) == 100.0
+
+
 def test_seconds_of_a_resumed_run_count_from_its_start(monkeypatch, tmp_path):
     job = sweep.Job(tmp_path / "a", "", ["stub.py"])
     job.folder.mkdir()

@@ -201,3 +201,18 @@ def test_order_of_sections(path):
     ]
     places = [text.index(mark) for mark in marks]
     assert places == sorted(places)
+
+
+def test_show_diff_refuses_what_it_cannot_write(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(show_diff, "ROOT", tmp_path)
+    for name in ("iql.py", "o3f.py"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    for flags, sentence in (
+        ({"docs": True}, "there is no page docs/o3f.md"),
+        ({"docs": True, "html": tmp_path / "x.html"}, "--html and --docs: one at a time"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            show_diff.main(show_diff.Args("o3f.py", **flags))
+        assert end.value.code == 2
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
